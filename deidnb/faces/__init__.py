@@ -1,0 +1,1 @@
+"Faces: read pictures, find faces, align crops, draw masks"
