@@ -253,7 +253,7 @@ def dataset(name:str)->Path:
     if not row: raise AssetError(f'there is no dataset {name!r}', remedy=did_you_mean(name, known))
     if 'asset' in row: return asset(row['asset'])
     what = f'{place.name} lacks {", ".join(lacks)}; layout: {row["layout"]}' if place else f'dataset {name} is not here'
-    raise AssetError(what, place or os.environ.get('DEIDNB_DATA') or 'DEIDNB_DATA is not set', f'{row["obtain"]}. Terms: {row["terms"]}.')
+    raise AssetError(what, place or os.environ.get('DEIDNB_DATA') or 'DEIDNB_DATA is not set', f'Put it below the folder that DEIDNB_DATA names. To obtain it: {row["obtain"]}. Terms: {row["terms"]}.')
 
 # %% ../nbs/01_assets.ipynb #57325c38
 def _blank(cls, shape, code):
