@@ -23,19 +23,20 @@ class Method:
     strength: dict = field(default_factory=dict)  # 'light', 'medium', 'strong' -> arguments, beside those of the class
     gate: bool = False           # verify against recognisers and escalate, by default
     needs_set: bool = False      # works on a set of faces, not on a single photo
+    mesh: bool = True            # needs the 478-point mesh, not only box and five points
 
 # %% ../nbs/10_methods.ipynb #d60f454e
 _px = 'deidnb.generate.pixels:'
 _rows = [
     Method('donor_swap', 'a person who does not exist, warped onto the face', 'deidnb.generate.donor:DonorSwap', 'this project', gate=True),
-    Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1'),
-    Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1'),
-    Method('pixelate', 'mosaic of squares', _px+'Pixelate', 'book 3.1.1, Table 4.1'),
-    Method('cluster_pixelate', 'mosaic of clusters of similar pixels', _px+'ClusterPixelate', 'book 5.4.5, Table 5.1'),
-    Method('noise', 'Gaussian noise', _px+'Noise', 'book 3.1.1, Tables 4.1 and 5.1'),
-    Method('mask', 'an opaque block', _px+'Mask', 'book 3.1.1'),
-    Method('dp_pix', 'differentially private mosaic', _px+'DPPix', 'book 3.1.1 [14]'),
-    Method('dp_svd', 'metric privacy on singular values', _px+'DPSVD', 'book 3.1.1 [16]'),
+    Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1', mesh=False),
+    Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1', mesh=False),
+    Method('pixelate', 'mosaic of squares', _px+'Pixelate', 'book 3.1.1, Table 4.1', mesh=False),
+    Method('cluster_pixelate', 'mosaic of clusters of similar pixels', _px+'ClusterPixelate', 'book 5.4.5, Table 5.1', mesh=False),
+    Method('noise', 'Gaussian noise', _px+'Noise', 'book 3.1.1, Tables 4.1 and 5.1', mesh=False),
+    Method('mask', 'an opaque block', _px+'Mask', 'book 3.1.1', mesh=False),
+    Method('dp_pix', 'differentially private mosaic', _px+'DPPix', 'book 3.1.1 [14]', mesh=False),
+    Method('dp_svd', 'metric privacy on singular values', _px+'DPSVD', 'book 3.1.1 [16]', mesh=False),
     Method('k_same_pixel', 'mean of k faces', _px+'KSamePixel', 'book 3.1.2', needs_set=True),
     Method('k_same_eigen', 'mean of k faces in eigenface space', _px+'KSameEigen', 'book 3.1.2', needs_set=True),
     Method('k_same_furthest', 'mean of the k furthest faces', _px+'KSameFurthest', 'book 3.1.2', needs_set=True),
