@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Prints what differs from the last commit (nothing for a clean tree); ignored files do not count.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+git status --porcelain --untracked-files=all
+git diff HEAD --no-ext-diff | sha256sum | sed "s/^$(printf '' | sha256sum | cut -c1-64).*//;/^$/d"
