@@ -9,7 +9,7 @@ __all__ = ['SUFFIXES', 'attempt', 'limit_threads', 'start_worker', 'in_worker', 
 # %% ../nbs/12b_batch.ipynb #176c513c
 import json, os, sys, time
 from pathlib import Path
-from .core import AssetError, ConfigError, DeidnbError, InputError, OutputError, atomic_path
+from .core import AssetError, ConfigError, DeidnbError, InputError, OutputError, atomic_path, rng
 from .manifest import Manifest, clean_temporaries, config_hash, decide, digest, output_path
 
 # %% ../nbs/12b_batch.ipynb #dd5d969e
@@ -195,6 +195,6 @@ def prepare_set(d, root, names)->str: # hash of the set
         except (DeidnbError, OSError): continue  # reported in the second pass
         shas.append(digest(root/name))
         crops += [cut(d.generator, pic.rgb, f) for f in d.finder.find(pic.rgb, mesh=d.mesh) if selected(f, d.only, d.exclude)]
-    d.generator.prepare(crops)
+    d.generator.prepare(crops, rng=rng(d.seed, d.simulate))
     d.generator.prepared = True
     return config_hash(dict(set=shas))

@@ -37,9 +37,9 @@ _rows = [
     Method('mask', 'an opaque block', _px+'Mask', 'book 3.1.1', mesh=False),
     Method('dp_pix', 'differentially private mosaic', _px+'DPPix', 'book 3.1.1 [14]', mesh=False),
     Method('dp_svd', 'metric privacy on singular values', _px+'DPSVD', 'book 3.1.1 [16]', mesh=False),
-    Method('k_same_pixel', 'mean of k faces', _px+'KSamePixel', 'book 3.1.2', needs_set=True),
-    Method('k_same_eigen', 'mean of k faces in eigenface space', _px+'KSameEigen', 'book 3.1.2', needs_set=True),
-    Method('k_same_furthest', 'mean of the k furthest faces', _px+'KSameFurthest', 'book 3.1.2', needs_set=True),
+    Method('k_same_pixel', 'mean of k faces', 'deidnb.generate.ksame:KSamePixel', 'book 3.1.2', needs_set=True),
+    Method('k_same_eigen', 'mean of k faces in eigenface space', 'deidnb.generate.ksame:KSameEigen', 'book 3.1.2', needs_set=True),
+    Method('k_same_furthest', 'mean of the k furthest faces', 'deidnb.generate.ksame:KSameFurthest', 'book 3.1.2', needs_set=True),
 ]
 METHODS = {m.name: m for m in _rows}
 DEFAULT = 'donor_swap'

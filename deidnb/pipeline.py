@@ -157,7 +157,7 @@ def protect_face(d, source, current, face, noise):
     t, box = time.perf_counter(), [round(float(v), 1) if np.isfinite(v) else None for v in face.box]
     codes = {}
     def apply(g):
-        crop = cut(g, current, face)
+        crop = cut(g, source if d.needs_set else current, face)  # a set method knows its crops by their pixels, and releases none of them
         edit = check_edit(crop, g(crop, rng=noise))
         out = paste(current, crop, edit)
         if out.shape != current.shape or out.dtype != np.uint8: raise ValueError('pasting changed the shape of the picture')

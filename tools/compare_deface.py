@@ -2,7 +2,7 @@
 
     python tools/compare_deface.py [--data FOLDER] [--deface VENV] [--out reports/compare_deface.json]
 
-`deface` lives in an environment of its own: python -m venv /tmp/deface_venv; /tmp/deface_venv/bin/pip install deface onnxruntime
+`deface` lives in an environment of its own: python -m venv /tmp/deface_venv; /tmp/deface_venv/bin/pip install deface onnx onnxruntime
 Three figures each: a whole folder from a cold start by the command line, and, with everything loaded, the time to find the faces and the
 time to find and blur them (reading and writing left out, because the two programs write different JPEG qualities)."""
 import argparse, json, os, platform, shutil, subprocess, sys, tempfile, time
