@@ -10,7 +10,7 @@ TORCH       ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 DEMO_OUT    ?= demo_out
 BIN         := $(VENV)/bin
-PIP         := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP         := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 NB_WORKERS  ?= 2
 
 # settings for everything that runs here: no display, no surprises from the user's own packages, threads that fit the workers

@@ -260,13 +260,13 @@ def source_links(source, filename):
 
 def _download(url, client, dst, size, sha, label, tries=2):
     "One address to `dst`, tried again if the connection breaks on the way"
-    import requests
+    from urllib3.exceptions import HTTPError
     if p := local_path(url):
         with open(p, 'rb') as f: return copy_checked(file_chunks(f), dst, size, sha, label)
     for left in reversed(range(tries)):
         try:
             with client.get(url) as r: return copy_checked(r.raw.stream(1 << 18, decode_content=True), dst, size, sha, label)
-        except (requests.RequestException, OSError, AssetError) as e:
+        except (HTTPError, ConnectionError, TimeoutError, AssetError) as e:
             broken = not isinstance(e, AssetError) or 'truncated' in e.what
             if left and broken: time.sleep(.5)
             elif isinstance(e, AssetError): raise
@@ -284,6 +284,6 @@ def fetch(source,   # 'pip:NAME==VERSION', 'npm:NAME@VERSION', 'url:ADDRESS'
         if url is None: why.append(client); continue
         try: _download(url, client, dst, archive['size'], archive['sha256'], label); return Path(dst)
         except AssetError as e: why.append(str(e) if e.where else f'{redact(url)} {e.what}')
-        except OSError as e: why.append(f'{redact(url)}: {e.strerror or e}')
+        except FileNotFoundError: why.append(f'{redact(url)} is not there')
     raise AssetError('could not be fetched: ' + '; '.join(why or ['nothing offers it']), f'{redact(source)} ({archive["size"]/1e6:.1f} MB)',
         f'Connect to the network (or check proxy, index and certificates) and try again, or put {archive["name"]} into a folder and set DEIDNB_ARCHIVES to it.')
