@@ -27,12 +27,12 @@ json.dump(out, open(sys.argv[2], 'w'))
 '''
 
 def scenes(folder, n=24, seed=0):
-    "Generated faces, alone and pasted into larger plain scenes at many sizes; returns file -> number of people"
+    "Generated faces, alone and pasted into larger plain scenes at many sizes; returns file -> the squares with a person in them"
     from deidnb.assets import example_faces
     g, faces, truth = np.random.default_rng(seed), example_faces(12), {}
     folder.mkdir(parents=True, exist_ok=True)
-    def save(name, im, k): cv2.imwrite(str(folder/name), im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]); truth[name] = k
-    for i,f in enumerate(faces): save(f'face_{i:02d}.jpg', f, 1)
+    def save(name, im, squares): cv2.imwrite(str(folder/name), im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]); truth[name] = squares
+    for i,f in enumerate(faces): save(f'face_{i:02d}.jpg', f, [(0, 0, 256)])
     for i in range(n):
         h, w = (768, 1152) if i % 2 else (1000, 1000)
         noise = cv2.resize(g.normal(0, 1, (h//40, w//40, 3)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
@@ -42,7 +42,7 @@ def scenes(folder, n=24, seed=0):
             s = int(2**g.uniform(5.6, 8.3)); y, x = int(g.integers(0, h-s)), int(g.integers(0, w-s))
             if any(x < b+t and b < x+s and y < a+t and a < y+s for a,b,t in taken): continue
             im[y:y+s, x:x+s] = cv2.resize(faces[g.integers(12)], (s, s), interpolation=cv2.INTER_AREA); taken.append((y, x, s))
-        save(f'scene_{i:02d}.jpg', im, len(taken))
+        save(f'scene_{i:02d}.jpg', im, taken)
     return truth
 
 def ours(files, threads):
@@ -61,6 +61,12 @@ def ours(files, threads):
 def iou(a, b):
     w, h = min(a[2], b[2])-max(a[0], b[0]), min(a[3], b[3])-max(a[1], b[1])
     return 0 if w <= 0 or h <= 0 else w*h/((a[2]-a[0])*(a[3]-a[1])+(b[2]-b[0])*(b[3]-b[1])-w*h)
+
+def against_truth(boxes, squares):
+    "People found, and boxes that belong to nobody"
+    centre = lambda b: ((b[0]+b[2])/2, (b[1]+b[3])/2)
+    inside = lambda b, q: q[1] <= centre(b)[0] <= q[1]+q[2] and q[0] <= centre(b)[1] <= q[0]+q[2] and b[2]-b[0] > .15*q[2]
+    return sum(any(inside(b, q) for b in boxes) for q in squares), sum(not any(inside(b, q) for q in squares) for b in boxes)
 
 def cold(cmd, env=None):
     t = time.perf_counter(); p = subprocess.run(cmd, capture_output=True, text=True, env=env); return round(time.perf_counter()-t, 2), p.returncode, p.stderr[-300:]
@@ -94,7 +100,8 @@ def main():
     count = {k: sum(len(x['boxes']) for x in v[0]) for k,v in rounds.items()}
     pairs = [(x['boxes'], y['boxes']) for x,y in zip(rounds['ours'][0], rounds['deface'][0])]
     only = dict(ours=sum(all(iou(b, c) < .2 for c in y) for x,y in pairs for b in x), deface=sum(all(iou(b, c) < .2 for c in x) for x,y in pairs for b in y))
-    res = dict(photos=len(files), people=sum(truth.values()) if truth else None, faces=count, found_by_one_only=only,
+    people = None if truth is None else {k: np.array([against_truth(x['boxes'], truth[Path(f).name]) for f,x in zip(files, v[0])]).sum(0).tolist() for k,v in rounds.items()}
+    res = dict(photos=len(files), faces=count, people=None if truth is None else dict(there=sum(map(len, truth.values())), found={k: v[0] for k,v in people.items()}, boxes_on_nobody={k: v[1] for k,v in people.items()}), found_by_one_only=only,
         photos_without_a_face={k: sum(not x['boxes'] for x in v[0]) for k,v in rounds.items()}, fallback=sum(x['fallback'] for x in rounds['ours'][0]),
         ms_per_photo_find={k: round(1e3*float(np.mean(v)), 2) for k,v in find.items()}, ms_per_photo_find_and_blur={k: round(1e3*float(np.mean(v)), 2) for k,v in best.items()},
         seconds_folder_cold_start=dict(ours=c_ours[0], deface=c_theirs[0]), exit_codes=dict(ours=c_ours[1], deface=c_theirs[1]),
