@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 git status --porcelain --untracked-files=all
-git diff HEAD --no-ext-diff | sha256sum | sed "s/^$(printf '' | sha256sum | cut -c1-64).*//;/^$/d"
+git diff --quiet HEAD || git diff HEAD --no-ext-diff --binary | git hash-object --stdin
