@@ -44,7 +44,7 @@ install: $(VENV)/.dev
 # -- for people -------------------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.base
-	@$(BIN)/deidnb assets pull demo
+	@$(BIN)/deidnb assets pull demo >/dev/null
 	@$(BIN)/deidnb demo -o $(DEMO_OUT)
 
 readme: $(VENV)/.dev
@@ -59,7 +59,7 @@ clean:
 # -- tests: the order of the continuous integration -------------------------------------------------------------------
 
 test: $(VENV)/.dev
-	@$(BIN)/deidnb assets pull core test
+	@$(BIN)/deidnb assets pull core test >/dev/null
 	@tools/test.sh
 
 check-notebooks: $(VENV)/.dev

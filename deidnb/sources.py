@@ -231,9 +231,10 @@ def copy_checked(chunks,      # iterable of bytes
     ):
     "Write the chunks to `dst`; `AssetError` (and no file) unless size and sha256 are as expected"
     from tqdm import tqdm
-    h, n, dst = hashlib.sha256(), 0, Path(dst)
+    h, n, dst, big = hashlib.sha256(), 0, Path(dst), bool(label) and size > 2e6
+    if big and not sys.stderr.isatty(): print(f'fetching {label} ({size/1e6:.1f} MB)', file=sys.stderr, flush=True)
     try:
-        with open(dst, 'wb') as f, tqdm(total=size, unit='B', unit_scale=True, desc=label, leave=False, disable=None if label and size > 2e6 else True) as bar:
+        with open(dst, 'wb') as f, tqdm(total=size, unit='B', unit_scale=True, desc=label, leave=False, disable=None if big else True) as bar:
             for c in chunks:
                 n += len(c)
                 if n > size: raise AssetError(f'is longer than the {size} bytes expected')
