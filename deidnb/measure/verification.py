@@ -155,12 +155,12 @@ def wilson(k, n, level=.95)->Interval: "Wilson's score interval"; return binomia
 def clopper_pearson(k, n, level=.95)->Interval: "The exact interval"; return binomial_interval(k, n, level, 'exact')
 
 # %% ../../nbs/measure/00_verification.ipynb #c315db78
-def person_weights(groups, # (n,) person of each row, or (n, 2) the two people of each pair
+def person_weights(ids, # (n,) number of the person of each row, or (n, 2) of the two people of a pair
+                   people, # how many people there are
                    rng)->np.ndarray: # (n,) int
     "How often each row appears when people are drawn with replacement"
-    g = np.asarray(groups); u, k = np.unique(g, return_inverse=True); k = k.reshape(g.shape)
-    w = np.bincount(rng.integers(0, len(u), len(u)), minlength=len(u))
-    return w[k] if k.ndim == 1 else np.where(k[:,0] == k[:,1], w[k[:,0]], w[k[:,0]]*w[k[:,1]])
+    w = np.bincount(rng.integers(0, people, people), minlength=people)
+    return w[ids] if ids.ndim == 1 else np.where(ids[:,0] == ids[:,1], w[ids[:,0]], w[ids[:,0]]*w[ids[:,1]])
 
 def bootstrap(stat,   # function of the resampled values: stat(values) or, for several arrays, stat(a, b, ...)
               values, # an array, or a tuple of arrays of equal length
@@ -168,11 +168,11 @@ def bootstrap(stat,   # function of the resampled values: stat(values) or, for s
               n=1000, rng=None, level=.95)->Interval:
     "Percentile interval of a statistic, resampled by person"
     rng = rng or np.random.default_rng(0)  # fixed: a table can be made again
-    v = tuple(np.asarray(x) for x in (values if isinstance(values, tuple) else (values,)))
-    if len({len(x) for x in v} | {len(groups)}) != 1: raise InputError(f'lengths differ: {[len(x) for x in v]}, groups {len(groups)}', 'bootstrap')
-    out = []
+    v = tuple(np.asarray(x) for x in (values if isinstance(values, tuple) else (values,))); g = np.asarray(groups)
+    if len({len(x) for x in v} | {len(g)}) != 1: raise InputError(f'lengths differ: {[len(x) for x in v]}, groups {len(g)}', 'bootstrap')
+    u, ids = np.unique(g, return_inverse=True); ids, out = ids.reshape(g.shape), []
     for _ in range(n):
-        i = np.repeat(np.arange(len(v[0])), person_weights(groups, rng))
+        i = np.repeat(np.arange(len(g)), person_weights(ids, len(u), rng))
         try: out.append(stat(*(x[i] for x in v)))
         except (ConfigError, InputError): pass  # a draw without impostors, say
     if len(out) < n/2: return Interval(float(stat(*v)), float('nan'), float('nan'))
