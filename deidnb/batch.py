@@ -194,7 +194,7 @@ def prepare_set(d, root, names)->str: # hash of the set
         try: check_source(root/name); pic = read_image(root/name)
         except (DeidnbError, OSError): continue  # reported in the second pass
         shas.append(digest(root/name))
-        crops += [cut(d.generator, pic.rgb, f) for f in d.finder.find(pic.rgb, mesh=d.mesh) if selected(f, d.only, d.exclude)]
+        crops += [cut(d.generator, pic.rgb, f) for f in d.find(pic.rgb) if selected(f, d.only, d.exclude)]
     d.generator.prepare(crops, rng=rng(d.seed, d.simulate))
     d.generator.prepared = True
     return config_hash(dict(set=shas))

@@ -38,7 +38,7 @@ def make(a):
     from deidnb.methods import parse_set
     from deidnb.pipeline import Deidentifier
     return Deidentifier(a.method, a.device, preset=a.preset, strength=a.strength, gate=a.gate, seed=a.seed, simulate=a.simulate,
-                        only=a.only, exclude=a.exclude, on_no_face=a.on_no_face, **parse_set(a.set))
+                        only=a.only, exclude=a.exclude, on_no_face=a.on_no_face, min_score=a.min_score, **parse_set(a.set))
 
 def detections(a, src):
     "Faces to replay: one file for a photo, a folder of `<photo>.json` for a folder"
@@ -97,7 +97,7 @@ def save_found(a, d, src):
     from deidnb.faces.find import save_detections
     from deidnb.faces.io import read_image
     rgb = read_image(src).rgb
-    save_detections(a.save_detections, d.finder.find(rgb, mesh=True), rgb, overwrite=a.overwrite)
+    save_detections(a.save_detections, d.finder.find(rgb, min_score=d.min_score), rgb, overwrite=a.overwrite)
 
 # %% ../nbs/15_cli.ipynb #819269ce
 def methods(a)->int:
@@ -191,6 +191,7 @@ def deid_parser(sub):
     p.add_argument('--on-no-face', choices=('skip','copy','blur-all'), default='skip', help='a photo in which no face is found: not written, copied, or blurred as a whole (default: %(default)s)')
     p.add_argument('--only', action='append', type=box_arg, metavar='X0,Y0,X1,Y1', help='protect only faces whose centre is in this box; may be repeated')
     p.add_argument('--except', action='append', type=box_arg, dest='exclude', metavar='X0,Y0,X1,Y1', help='leave faces whose centre is in this box')
+    p.add_argument('--min-score', type=float, metavar='P', help='detector confidence from which something is a face (default: what the method says)')
     p.add_argument('--detections', metavar='FILE', help='faces to use instead of searching (a folder of <photo>.json for a folder)')
     p.add_argument('--save-detections', metavar='FILE', help='write the faces found, to edit and replay (one photo)')
     p.add_argument('--receipt', metavar='FILE', help='where the receipt of one photo goes (default: DST.receipt.json)')
@@ -214,7 +215,7 @@ def parser()->argparse.ArgumentParser:
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     deid_parser(sub)
     q = sub.add_parser('methods', help='what can be done to a face'); q.add_argument('--json', action='store_true'); q.set_defaults(run=methods)
-    q = sub.add_parser('evaluate', help='measure privacy, utility and quality', add_help=False); q.add_argument('rest', nargs=argparse.REMAINDER); q.set_defaults(run=evaluate)
+    sub.add_parser('evaluate', help='measure privacy, utility and quality', add_help=False)  # has a parser of its own
     q = sub.add_parser('assets', help='models and datasets: list, fetch, verify, licences')
     q.add_argument('what', choices=('list','pull','verify','licences')); q.add_argument('names', nargs='*'); q.add_argument('--json', action='store_true'); q.set_defaults(run=assets)
     q = sub.add_parser('doctor', help='versions, device, caches, what is missing'); q.add_argument('--json', action='store_true'); q.set_defaults(run=doctor)
@@ -222,10 +223,10 @@ def parser()->argparse.ArgumentParser:
     q.add_argument('-m', '--method', default='donor_swap'); q.add_argument('--overwrite', action=argparse.BooleanOptionalAction, default=True, help='replace an earlier demo in OUT (default: yes)'); q.set_defaults(run=demo)
     return p
 
-def evaluate(a)->int:
+def evaluate(argv)->int:
     "Privacy, utility and quality, by `deidnb.measure.evaluate`"
     from deidnb.measure.evaluate import main
-    return main(a.rest) or 0
+    return main(argv) or 0
 
 # %% ../nbs/15_cli.ipynb #221cd04a
 def main(argv=None)->int:
@@ -235,6 +236,8 @@ def main(argv=None)->int:
     try: before = signal.signal(signal.SIGTERM, stop)
     except ValueError: before = None  # not the main thread
     try:
+        argv = sys.argv[1:] if argv is None else list(argv)
+        if argv[:1] == ['evaluate']: return evaluate(argv[1:])
         a = parser().parse_args(argv)
         return a.run(a)
     except SystemExit as e: return e.code if isinstance(e.code, int) else 2

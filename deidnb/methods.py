@@ -24,19 +24,21 @@ class Method:
     gate: bool = False           # verify against recognisers and escalate, by default
     needs_set: bool = False      # works on a set of faces, not on a single photo
     mesh: bool = True            # needs the 478-point mesh, not only box and five points
+    min_score: float = .6        # detector confidence from which something is a face: lower where covering a thing too many does no harm
 
 # %% ../nbs/10_methods.ipynb #d60f454e
 _px = 'deidnb.generate.pixels:'
+_plain = dict(mesh=False, min_score=.3)
 _rows = [
     Method('donor_swap', 'a person who does not exist, warped onto the face', 'deidnb.generate.donor:DonorSwap', 'this project', gate=True),
-    Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1', mesh=False),
-    Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1', mesh=False),
-    Method('pixelate', 'mosaic of squares', _px+'Pixelate', 'book 3.1.1, Table 4.1', mesh=False),
-    Method('cluster_pixelate', 'mosaic of clusters of similar pixels', _px+'ClusterPixelate', 'book 5.4.5, Table 5.1', mesh=False),
-    Method('noise', 'Gaussian noise', _px+'Noise', 'book 3.1.1, Tables 4.1 and 5.1', mesh=False),
-    Method('mask', 'an opaque block', _px+'Mask', 'book 3.1.1', mesh=False),
-    Method('dp_pix', 'differentially private mosaic', _px+'DPPix', 'book 3.1.1 [14]', mesh=False),
-    Method('dp_svd', 'metric privacy on singular values', _px+'DPSVD', 'book 3.1.1 [16]', mesh=False),
+    Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1', **_plain),
+    Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1', **_plain),
+    Method('pixelate', 'mosaic of squares', _px+'Pixelate', 'book 3.1.1, Table 4.1', **_plain),
+    Method('cluster_pixelate', 'mosaic of clusters of similar pixels', _px+'ClusterPixelate', 'book 5.4.5, Table 5.1', **_plain),
+    Method('noise', 'Gaussian noise', _px+'Noise', 'book 3.1.1, Tables 4.1 and 5.1', **_plain),
+    Method('mask', 'an opaque block', _px+'Mask', 'book 3.1.1', **_plain),
+    Method('dp_pix', 'differentially private mosaic', 'deidnb.generate.dp_pixels:DPPix', 'book 3.1.1 [14]', **_plain),
+    Method('dp_svd', 'metric privacy on singular values', 'deidnb.generate.dp_pixels:DPSVD', 'book 3.1.1 [16]', **_plain),
     Method('k_same_pixel', 'mean of k faces', 'deidnb.generate.ksame:KSamePixel', 'book 3.1.2', needs_set=True),
     Method('k_same_eigen', 'mean of k faces in eigenface space', 'deidnb.generate.ksame:KSameEigen', 'book 3.1.2', needs_set=True),
     Method('k_same_furthest', 'mean of the k furthest faces', 'deidnb.generate.ksame:KSameFurthest', 'book 3.1.2', needs_set=True),

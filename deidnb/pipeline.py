@@ -16,7 +16,7 @@ import deidnb
 from .core import AssetError, ConfigError, DeidnbError, Edit, Face, InputError, OutputError, face_to_dict, rng
 from .gate import Gate, Verdict, escalate, iou, shared_finder
 from .manifest import digest
-from .methods import build, get_method
+from .methods import build, get_method, parameters
 
 # %% ../nbs/12_pipeline.ipynb #e32d5905
 GREY = 127
@@ -111,6 +111,7 @@ class Deidentifier:
         seed:int|None=None, simulate=False, # reproducible noise: experiments only
         only=None, exclude=None, # boxes: protect only / do not protect faces whose centre is inside
         on_no_face='skip',   # 'skip' (not written), 'copy', 'blur-all'
+        min_score=None,      # detector confidence from which something is a face; None: what the method's row says
         finder=None,         # object with `.find(rgb)`; None: the shared one
         **params,            # of the method
     ):
@@ -120,18 +121,24 @@ class Deidentifier:
         row = get_method(method) if named else None
         self.method, self.needs_set = (method, row.needs_set) if named else (type(method).__name__, getattr(method, 'needs_set', False))
         self.mesh = row.mesh if named else getattr(method, 'needs_mesh', True)
+        self.min_score = (row.min_score if named else .6) if min_score is None else float(min_score)
+        if not 0 < self.min_score < 1: raise ConfigError(f'{min_score} is not between 0 and 1', 'min_score')
+        if named and simulate and 'simulate' in parameters(row): params.setdefault('simulate', True)
         self.generator = build(row, device, preset, strength, **params) if named else method
         self.gate = gate if isinstance(gate, Gate) else Gate() if (row is not None and row.gate if gate is None else gate) else None
         self.attempts, self.seed, self.simulate, self.on_no_face, self._finder = attempts, seed, simulate, on_no_face, finder
         self.only, self.exclude = as_boxes(only, 'only'), as_boxes(exclude, 'exclude')
         self.config = dict(version=deidnb.__version__, method=self.method, preset=preset, strength=strength, params=params,
-            gate=self.gate.describe() if self.gate else None, attempts=attempts, seed=seed, only=self.only, exclude=self.exclude, on_no_face=on_no_face)
+            gate=self.gate.describe() if self.gate else None, attempts=attempts, seed=seed, only=self.only, exclude=self.exclude, on_no_face=on_no_face, min_score=self.min_score)
         self.options = dict(method=method, device=device, preset=preset, strength=strength, gate=gate, attempts=attempts, seed=seed,
-            simulate=simulate, only=only, exclude=exclude, on_no_face=on_no_face, **params)
+            simulate=simulate, only=only, exclude=exclude, on_no_face=on_no_face, min_score=min_score, **params)
     @property
     def finder(self):
         if self._finder is None: self._finder = shared_finder()
         return self._finder
+    def find(self, rgb):
+        "The faces that the method would be applied to, before `only` and `exclude`"
+        return self.finder.find(rgb, mesh=self.mesh, min_score=self.min_score)
     def photo(self,
         rgb,        # uint8 (h, w, 3); other arrays are converted or refused with a reason
         faces=None, # `Face`s to use instead of searching
@@ -182,7 +189,7 @@ def protect_photo(d, rgb, faces=None, key=''):
         raise ConfigError(f'{d.method} averages several people and cannot work on a single photo', '--method', 'Use a folder: Deidentifier(...).folder(src, dst) or `deidnb deid FOLDER -o DST`.')
     seed = None if d.seed is None else int.from_bytes(hashlib.sha256(f'{d.seed}:{key}'.encode('utf-8', 'surrogateescape')).digest()[:8])
     noise, t = rng(seed, d.simulate), time.perf_counter()
-    faces = d.finder.find(rgb, mesh=d.mesh) if faces is None else list(faces)
+    faces = d.find(rgb) if faces is None else list(faces)
     found_ms, out, recs = 1e3*(time.perf_counter()-t), rgb, []
     faces = sorted(faces, key=lambda f: -f.size if np.isfinite(f.size) else -np.inf)
     for f in faces:
