@@ -258,6 +258,13 @@ def test_processes_at_once_fetch_once(world, monkeypatch):
     for p in ps: out, err = p.communicate(timeout=60); assert p.returncode == 0 and set(out.split()) == {'7000'}, err
     assert s.count('.whl') == 1  # the two rows share one archive
 
+def test_threads_at_once_fetch_once(world, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    w = world.wheel(); world.models(toy=row_for(w, 'pip:toy==1.0', FILES)); top = world.root/'top'; world.simple(top, w); s = Server(top); s.slow = .3
+    monkeypatch.setenv('PIP_FIND_LINKS', f'{s.url}/simple/toy/')
+    with ThreadPoolExecutor(8) as ex: got = list(ex.map(lambda _: A.asset('toy', 'w.bin').read_bytes(), range(8)))
+    assert set(got) == {DATA['w.bin']} and s.count('.whl') == 1
+
 def test_killed_fetch_leaves_nothing_half(world, monkeypatch):
     w = world.wheel(); world.models(toy=row_for(w, 'pip:toy==1.0', FILES)); top = world.root/'top'; world.simple(top, w); s = Server(top); s.slow = 20
     monkeypatch.setenv('PIP_FIND_LINKS', f'{s.url}/simple/toy/'); p = child(world, 'toy'); t = time.time()
