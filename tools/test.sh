@@ -25,7 +25,7 @@ for step in "${steps[@]}"; do
     nbtest)     OMP_NUM_THREADS=1 nbdev_test --n_workers "$workers" --timing --do_print --skip_folder_re '^([_.]|reproduce)' ; same 'running the notebooks' ;;
     pytest)     python -m pytest -q; same pytest ;;
     smoke)      mkdir -p reports/smoke
-                papermill nbs/reproduce/traditional_methods.ipynb reports/smoke/traditional_methods.ipynb -p preset quick --cwd . --no-progress-bar --log-level WARNING
+                papermill nbs/reproduce/traditional_methods.ipynb reports/smoke/traditional_methods.ipynb -p preset quick -p out reports/smoke --cwd . --no-progress-bar --log-level WARNING
                 same papermill ;;
     readme)     python tools/render_readme.py --check || fail 'README.md' ;;
     *)          fail "unknown step $step" ;;
