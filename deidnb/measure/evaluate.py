@@ -145,11 +145,15 @@ Originals.fill = fill_originals
 
 def describe(pictures, faces, experts, attributes=True)->dict:
     "Codes by every recogniser and, if wanted, age and probability of 'male'"
-    out = {f'code_{n}': np.asarray(e.encode(pictures, faces), np.float32) for n,e in experts.items()}
-    if attributes:
+    both = attributes and hasattr(experts.get('faceres'), 'heads') # one pass gives the code, age and gender
+    out = {f'code_{n}': np.asarray(e.encode(pictures, faces), np.float32) for n,e in experts.items() if not (both and n == 'faceres')}
+    if both:
+        e = experts['faceres']; code, age, male = e.heads(np.stack([e.crop(p, f) for p,f in zip(pictures, faces)]))
+        out |= dict(code_faceres=code/np.linalg.norm(code, axis=1, keepdims=True).clip(1e-12), age=age @ np.arange(age.shape[1]), male=male[:, 0])
+    elif attributes:
         from deidnb.identity.experts import age_gender
-        age, male = age_gender(pictures, faces); out |= dict(age=np.asarray(age, np.float32), male=np.asarray(male, np.float32))
-    return out
+        out['age'], out['male'] = age_gender(pictures, faces)
+    return {k: np.asarray(v, np.float32) for k,v in out.items()}
 
 # %% ../../nbs/measure/04_evaluate.ipynb #be5d56a2
 def find_again(rgb, face)->tuple: # Face or None, with mesh if one fits

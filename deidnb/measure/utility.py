@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'IBUG68', 'PARTS68', 'EYES', 'CHEEKS', 'box_overlap', 'suppress', 'MTCNN', 'Cascade', 'load_detector',
-           'hits', 'detected', 'landmarks68', 'nme', 'pixel_distances', 'pose_matrix', 'angle_between', 'pose_error',
-           'expression_error', 'gaze', 'gaze_error', 'cheek_mask', 'skin_tone', 'tone_difference',
+           'hits', 'face_window', 'detected', 'landmarks68', 'nme', 'pixel_distances', 'pose_matrix', 'angle_between',
+           'pose_error', 'expression_error', 'gaze', 'gaze_error', 'cheek_mask', 'skin_tone', 'tone_difference',
            'attribute_agreement', 'match_face', 'pair_utility']
 
 # %% ../../nbs/measure/01_utility.ipynb #aedf0a98
@@ -53,7 +53,7 @@ def suppress(boxes, scores, limit=.5, smaller=False)->list:
 # %% ../../nbs/measure/01_utility.ipynb #451d87b9
 class MTCNN:
     "Compact MTCNN inference on the published weights; `detect(rgb)` -> boxes (n, 5): x0, y0, x1, y1, probability"
-    def __init__(self, min_face=20, # smallest face in pixels
+    def __init__(self, min_face=None, # smallest face in pixels; None: a fifth of the picture's shorter side, at least 20
                  thresholds=(.6, .7, .7), factor=.709, folder=None):
         import torch
         from deidnb.assets import asset
@@ -66,7 +66,7 @@ class MTCNN:
         return torch.from_numpy((np.stack(ims).transpose(0, 3, 1, 2).astype(np.float32) - 127.5)/128)
     def _propose(self, rgb):
         "P-Net at every scale"
-        h, w = rgb.shape[:2]; s, out = 12/self.min_face, []
+        h, w = rgb.shape[:2]; s, out = 12/(self.min_face or max(20, min(h, w)/5)), []
         while min(h, w)*s >= 12:
             im = cv2.resize(rgb, (math.ceil(w*s), math.ceil(h*s)), interpolation=cv2.INTER_AREA)
             p, d = (x[0].numpy() for x in self.nets['p'](self._tensor([im])))
@@ -141,11 +141,20 @@ def hits(boxes, face, # (n, 4 or 5) boxes and the original Face
     inside = (c >= face.box[:2]).all(1) & (c <= face.box[2:]).all(1)
     return np.where(inside | (o >= min_iou), np.maximum(o, 1e-6), 0)
 
+def face_window(rgb, face, span=3., face_px=128)->tuple: # window, (2,) origin, scale
+    "The surroundings of a face, `span` face sizes wide; a big face is shrunk to `face_px` pixels"
+    c, r = (face.box[:2]+face.box[2:])/2, span*max(face.size, 8)/2; h, w = rgb.shape[:2]
+    x0, y0 = np.clip(np.floor(c-r), 0, [w-1, h-1]).astype(int); x1, y1 = np.clip(np.ceil(c+r), [x0+1, y0+1], [w, h]).astype(int)
+    im, s = rgb[y0:y1, x0:x1], min(1., face_px/max(face.size, 1e-6))
+    if s < 1: im = cv2.resize(im, (max(1, round((x1-x0)*s)), max(1, round((y1-y0)*s))), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(im), np.array([x0, y0]), s
+
 def detected(rgb, face, detector='yunet')->bool:
     "Does the detector find this face (book eq. 6.24)?"
-    if callable(detector): run = detector
-    else: run = load_detector(detector)
-    return bool((hits(run(rgb), face) > 0).any())
+    run = detector if callable(detector) else load_detector(detector)
+    im, at, s = face_window(rgb, face); b = np.asarray(run(im), float).reshape(-1, 5)
+    b[:, :4] = b[:, :4]/s + np.tile(at, 2)
+    return bool((hits(b, face) > 0).any())
 
 # %% ../../nbs/measure/01_utility.ipynb #2199b7ff
 IBUG68 = np.array([127,234,93,58,172,136,149,148,152,377,378,365,397,288,323,454,356,
