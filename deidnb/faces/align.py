@@ -83,10 +83,10 @@ def align5(rgb,         # (h, w, 3) picture
 # %% ../../nbs/faces/02_align.ipynb #205cf31f
 def crop_face(rgb, face, # picture and a face in its coordinates
               size=256,  # side of the crop
-              margin=.35,# space around the template, fraction of its side on each side
+              margin=.2, # space around the template, fraction of its side on each side
     )->Crop:
     "Upright square crop that holds the face oval"
-    scale = 1/(1+2*margin); lift = .06*size*scale  # the oval's centre lies above the template's
+    scale = 1/(1+2*margin); lift = -.08*size*scale  # the oval's centre lies below the template square's
     M = umeyama(face.points5, template_points(size, scale, (0, lift)))
     if face.landmarks is not None:
         p = transform_points(M, face.landmarks[:, :2]).astype(np.float64); c = np.array([size/2, size/2])

@@ -134,8 +134,11 @@ def clean_exif(exif,             # bytes of the source
     from PIL import Image
     out = Image.Exif(); out[274] = 1
     if metadata == 'keep' and exif:
-        try: old = Image.Exif(); old.load(exif)
-        except Exception: return out.tobytes()
+        old = Image.Exif()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try: old.load(exif); list(old.items())
+            except Exception: return out.tobytes()
         drop = {0x0201, 0x0202, 0x927C, 0x02BC, 0xC4A5, 0x014A, 0x0111, 0x0117, 0x83BB, 0x8649, 0xC612, 0x0144, 0x0145, 0x8773, 0x0112, 0x8769, 0x8825, 0xA005}
         small = lambda v: not isinstance(v, (bytes, str)) or len(v) <= 2048
         for k,v in old.items():
@@ -166,10 +169,9 @@ def write_image(path, rgb,        # destination and uint8 (h, w, 3)
     if metadata != 'strip' and fmt in ('JPEG', 'PNG', 'WEBP', 'TIFF'):
         opts['exif'] = clean_exif(like.meta.get('exif') if like else None, metadata)
         if metadata == 'keep' and like and like.meta.get('dpi') and fmt != 'WEBP': opts['dpi'] = like.meta['dpi']
-    with atomic_path(path, overwrite) as tmp:
-        try: im.save(tmp, format=fmt, **opts)
-        except OSError: raise
-        except Exception as e: raise OutputError(f'cannot be written as {fmt} ({e})', path, 'Choose another format, for instance .png.') from e
+    try:
+        with atomic_path(path, overwrite) as tmp: im.save(tmp, format=fmt, **opts)
+    except (OSError, ValueError) as e: raise OutputError(f'cannot be written as {fmt} ({getattr(e, "strerror", None) or e})', path, 'Choose another name or format, for instance .png.') from e
     return path
 
 # %% ../../nbs/faces/00_io.ipynb #33c99c67

@@ -7,9 +7,7 @@ __all__ = ['REGIONS', 'COMPOSED', 'fill', 'region_mask', 'feather', 'ellipse_poi
 
 # %% ../../nbs/faces/01_masks.ipynb #3b27b999
 import cv2, numpy as np
-from ..core import ConfigError, Face, did_you_mean
-from .align import umeyama, invert
-from ..core import transform_points
+from ..core import ConfigError, did_you_mean
 
 # %% ../../nbs/faces/01_masks.ipynb #0dc3689a
 REGIONS = dict(
@@ -32,10 +30,16 @@ COMPOSED = dict(eyes='left_eye + right_eye', lids='left_lids + right_lids', brow
 # %% ../../nbs/faces/01_masks.ipynb #daea7253
 def fill(shape, points)->np.ndarray: # float32 in [0, 1], anti-aliased
     "A filled polygon with sub-pixel edges; points outside the picture are fine"
-    m = np.zeros(tuple(shape[:2]), np.uint8); p = np.clip(np.asarray(points, np.float64)[:, :2], -1e5, 1e5)
-    cv2.fillPoly(m, [np.rint(p*16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
-    return m.astype(np.float32)/255
+    h, w = shape[:2]; out = np.zeros((h, w), np.float32); p = np.clip(np.asarray(points, np.float64)[:, :2], -1e4, 1e4)
+    x0, y0 = np.clip(np.floor(p.min(0)).astype(int)-1, 0, [w, h]); x1, y1 = np.clip(np.ceil(p.max(0)).astype(int)+2, 0, [w, h])
+    if x1 <= x0 or y1 <= y0: return out
+    k = 4 if max(x1-x0, y1-y0) <= 400 else 2  # finer grid, then averaged
+    m = np.zeros(((y1-y0)*k, (x1-x0)*k), np.uint8); q = (p - [x0, y0] + .5)*k - .5
+    cv2.fillPoly(m, [np.rint(q*16).astype(np.int32)], 255, shift=4)
+    out[y0:y1, x0:x1] = cv2.resize(m, (x1-x0, y1-y0), interpolation=cv2.INTER_AREA).astype(np.float32)/255
+    return out
 
+# %% ../../nbs/faces/01_masks.ipynb #618fea59
 def region_mask(shape,     # (h, w, ...) of the picture or crop
                 landmarks, # (478, 2 or 3) in its pixels
                 name='face', # a ring of REGIONS or a name of COMPOSED: face, skin, eyes, lips, mouth_interior, ...
@@ -49,7 +53,7 @@ def region_mask(shape,     # (h, w, ...) of the picture or crop
         r = fill(shape, landmarks[REGIONS[t]]); m = np.maximum(m, r) if sign > 0 else np.minimum(m, 1-r)
     return m
 
-# %% ../../nbs/faces/01_masks.ipynb #66e5f097
+# %% ../../nbs/faces/01_masks.ipynb #1811b6ef
 def feather(mask, sigma)->np.ndarray: # float32
     "Gaussian blur of a mask; sigma in pixels"
     return np.asarray(mask, np.float32) if sigma <= 0 else np.clip(cv2.GaussianBlur(np.asarray(mask, np.float32), (0,0), float(sigma), borderType=cv2.BORDER_REPLICATE), 0, 1)
@@ -63,14 +67,15 @@ def ellipse_points(face, n=64)->np.ndarray: # (n, 2)
     w, h = face.box[2:]-face.box[:2]; short = min(w, h)/2*1.12; long = a*1.12
     return c + np.cos(t)[:,None]*short*np.array([-ax[1], ax[0]]) + np.sin(t)[:,None]*long*ax
 
-# %% ../../nbs/faces/01_masks.ipynb #1811b6ef
+# %% ../../nbs/faces/01_masks.ipynb #91a7dd5c
 def face_mask(shape, face,    # picture shape and a face in its pixels
               feather=.06,    # width of the soft edge, fraction of the face's size
               grow=.03,       # how far the full part reaches beyond the outline, fraction of the face's size
-              region='face',  # region drawn when there is a mesh
+              region='face',  # region drawn when there is a mesh; 'head' adds the ellipse, which covers forehead and ears
     )->np.ndarray: # float32 (h, w) in [0, 1]
     "Covers the whole face: 1 on and inside the outline, fading outside"
-    m = fill(shape, ellipse_points(face)) if face.landmarks is None else region_mask(shape, face.landmarks, region)
+    bare = face.landmarks is None; m = fill(shape, ellipse_points(face)) if bare or region == 'head' else 0.
+    if not bare: m = np.maximum(m, region_mask(shape, face.landmarks, 'face' if region == 'head' else region))
     s = face.size if face.landmarks is None else float(np.ptp(face.landmarks[:, :2], axis=0).max())
     r, f = int(round((grow+feather)*s)), feather*s
     if r > 0:
