@@ -56,7 +56,7 @@ def test_discrete_laplace_equals_opendp():
 
 @pytest.mark.parametrize('k', [1, 2, 3, 8, 16, 24])
 def test_radial_noise(k):
-    n, rate = (6000 if k < 16 else 400), 1/700
+    n, rate = (6000 if k < 16 else 200), 1/700
     x = D.discrete_radial(k, n, rate, SEEDED).astype(float); r = np.linalg.norm(x, axis=1)
     assert stats.kstest(r*rate, stats.gamma(k).cdf).pvalue > 1e-5
     u = x/np.maximum(r, 1e-9)[:, None]; assert np.abs(u.mean(0)).max() < 5/math.sqrt(k*n) and np.abs(u.T@u/n - np.eye(k)/k).max() < 6/math.sqrt(n)/max(k, 2) + 2/700
