@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2, numpy as np
 from ..core import Face, ConfigError, InputError, atomic_path, did_you_mean, face_from_dict, face_to_dict, transform_face, transform_points
 from .align import invert, umeyama, warp
-from fastcore.basics import patch
 
 # %% ../../nbs/faces/03_find.ipynb #a5c0d2c5
 BLENDSHAPES = tuple('''_neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight
@@ -233,7 +232,7 @@ def mesh(self:FaceFinder, rgb, face)->Face|None:
 @patch
 def _thorough(self:FaceFinder, rgb, min_score):
     h, w = rgb.shape[:2]; out = []
-    for f in nms(self._pass(rgb, min(2., 2*self.side/max(h, w)), .12))[:64]:  # weak, but a mesh fits
+    for f in nms(self._pass(rgb, min(2., 1.5*self.side/max(h, w)), .12))[:24]:  # weak, but a mesh fits
         if f.score < min_score:
             g = self._second_look(rgb, f, min(.35, min_score)) or f; m = self.mesh(rgb, g)
             if m is not None: out.append(Face(m.box, m.points5, max(min_score, m.score), source='yunet+mesh'))
