@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLENDSHAPES', 'MESH_TEMPLATE', 'quiet_stderr', 'matrix_pose', 'wrap_degrees', 'iou', 'nms', 'mesh_points5',
-           'FaceFinder', 'texture', 'in_regions', 'check_regions', 'find_faces', 'save_detections', 'load_detections']
+           'FaceFinder', 'patch', 'texture', 'in_regions', 'check_regions', 'find_faces', 'save_detections',
+           'load_detections']
 
 # %% ../../nbs/faces/03_find.ipynb #6409ed9d
 import json, os, sys, threading
@@ -109,6 +110,11 @@ def _make_landmarker(n=1):
     return net
 
 # %% ../../nbs/faces/03_find.ipynb #e9b3bf89
+def patch(f):
+    "Make `f` a method of the class its `self` is annotated with"
+    setattr(f.__annotations__['self'], f.__name__, f); return f
+
+# %% ../../nbs/faces/03_find.ipynb #7e7d85be
 @patch
 def _pass(self:FaceFinder, rgb, scale, min_score, off=(0,0), pad=0., source='yunet'):
     "YuNet on one window resized by `scale`, with a border of `pad` times its size"
@@ -149,7 +155,7 @@ def _tiles(self:FaceFinder, rgb, scale, min_score, found=(), over=96):
                 out.append(f)
     return out
 
-# %% ../../nbs/faces/03_find.ipynb #7e7d85be
+# %% ../../nbs/faces/03_find.ipynb #d0c18af8
 @patch
 def _second_look(self:FaceFinder, rgb, face, min_score, px=56):
     "The same face, seen at `px` pixels in a window three faces wide, or None"
@@ -159,7 +165,7 @@ def _second_look(self:FaceFinder, rgb, face, min_score, px=56):
     near = [f for f in self._pass(rgb[y0:y1, x0:x1], px/face.size, min_score, (x0,y0), pad=.15) if iou(face.box, f.box)[0,0] > .25]
     return max(near, key=lambda f: f.score, default=None)
 
-# %% ../../nbs/faces/03_find.ipynb #cd5d6e0e
+# %% ../../nbs/faces/03_find.ipynb #4e5f6d53
 @patch
 def _search(self:FaceFinder, rgb, min_score, propose, looks=48):
     "Proposals of all passes, the weak ones confirmed"
@@ -179,12 +185,12 @@ def detect(self:FaceFinder, rgb, min_score=.6)->list:
     if self.thorough is True or (self.thorough == 'auto' and not found): found = nms(found + self._thorough(rgb, min_score))
     return sorted(found, key=lambda f: -f.size)
 
-# %% ../../nbs/faces/03_find.ipynb #420bc2d7
+# %% ../../nbs/faces/03_find.ipynb #729f93d6
 def _turn_face(f, k, h, w): # a face found in np.rot90(rgb, k) of an (h, w) picture, back in the picture
     M = {1: [[0,-1,w-1],[1,0,0]], 2: [[-1,0,w-1],[0,-1,h-1]], 3: [[0,1,0],[-1,0,h-1]]}[k]
     return transform_face(f, np.array(M, float))
 
-# %% ../../nbs/faces/03_find.ipynb #729f93d6
+# %% ../../nbs/faces/03_find.ipynb #61ee5a22
 @patch
 def _reorient(self:FaceFinder, rgb, face, px=80):
     "The face with the points of the orientation that scores best"
@@ -199,7 +205,7 @@ def _reorient(self:FaceFinder, rgb, face, px=80):
             if g.score > score and iou(face.box, g.box)[0,0] > .25: best, score = Face(g.box, g.points5, max(face.score, g.score), source=face.source), g.score
     return best
 
-# %% ../../nbs/faces/03_find.ipynb #61ee5a22
+# %% ../../nbs/faces/03_find.ipynb #f5409fe7
 MESH_TEMPLATE = np.array([[-.5,-.35],[.5,-.35],[0,.18],[-.38,.75],[.38,.75]])  # eyes, nose, mouth in units of the eye distance
 
 @patch
@@ -228,7 +234,7 @@ def mesh(self:FaceFinder, rgb, face)->Face|None:
             if m is not None and np.isfinite(m.landmarks).all(): return m
         if again: return None
 
-# %% ../../nbs/faces/03_find.ipynb #719e77c7
+# %% ../../nbs/faces/03_find.ipynb #4ac23c8f
 @patch
 def _thorough(self:FaceFinder, rgb, min_score):
     h, w = rgb.shape[:2]; out = []
@@ -250,7 +256,7 @@ def _by_mesh(self:FaceFinder, rgb):
         if (hi-lo).min() > 4: out.append(Face(np.r_[lo, hi], mesh_points5(p), .5, source='mesh'))
     return out
 
-# %% ../../nbs/faces/03_find.ipynb #d650d0f9
+# %% ../../nbs/faces/03_find.ipynb #76e5753e
 def in_regions(face, regions)->bool: # regions: list of (x0, y0, x1, y1)
     "Is the centre of the face inside any of the boxes?"
     x, y = (face.box[:2]+face.box[2:])/2
@@ -264,7 +270,7 @@ def check_regions(regions, name='regions'):
     if not np.isfinite(r).all() or (r[:,2:] <= r[:,:2]).any(): raise ConfigError(f'{name} needs x0 < x1 and y0 < y1, got {r.tolist()}', name)
     return r
 
-# %% ../../nbs/faces/03_find.ipynb #76e5753e
+# %% ../../nbs/faces/03_find.ipynb #49074a93
 @patch
 def _mesh_or_bare(self:FaceFinder, rgb, face):
     "A failing mesh never loses a face"
@@ -291,7 +297,7 @@ def find_faces(rgb, *, mesh=True, min_score=.6, max_faces=None, only=None, exclu
     with _default_lock: f = _default.setdefault(thorough, FaceFinder(thorough=thorough))
     return f.find(rgb, mesh, min_score, max_faces, only, exclude)
 
-# %% ../../nbs/faces/03_find.ipynb #797a038d
+# %% ../../nbs/faces/03_find.ipynb #356d3d83
 def save_detections(path, faces, rgb, overwrite=False)->Path:
     "Faces as JSON, with the size and the SHA-256 of the pixels they belong to"
     import hashlib
