@@ -53,22 +53,21 @@ def face_window(crop, # Crop
 def region_of(crop, window, region='box', margin=.04, feather=0.)->np.ndarray: # (h, w) float32 in [0, 1]
     "Mask of the replaced pixels: 1 on the whole face, a soft edge outside it"
     h, w = crop.image.shape[:2]; x0, y0, x1, y1 = window
-    hard = np.zeros((h, w), np.uint8)
-    if region == 'box': hard[y0:y1, x0:x1] = 1
+    hard = np.zeros((h, w), np.uint8); g = 0
+    if region == 'box': hull = np.array([[x0, y0], [x1-1, y0], [x1-1, y1-1], [x0, y1-1]])
     else:
         o = face_ellipse(crop.face)
         if o is None:
             c, a = np.array([x0+x1-1, y0+y1-1])/2, np.array([x1-x0, y1-y0])/2
             t = np.linspace(0, 2*np.pi, 64)[:, None]; o = c + a*np.concatenate([np.cos(t), np.sin(t)], 1)
         groups = [o] if crop.face.landmarks is None else [o, np.asarray(crop.face.landmarks)[:, :2]]
-        hull = cv2.convexHull(np.concatenate(groups).astype(np.float32))[:, 0]
-        cv2.fillConvexPoly(hard, np.rint(hull).astype(np.int32), 1)
-        g = int(math.ceil(margin*max(x1-x0, y1-y0)))
-        hard = cv2.dilate(hard, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2*g+1, 2*g+1)))
+        hull = cv2.convexHull(np.concatenate(groups).astype(np.float32))[:, 0]; g = int(math.ceil(margin*max(x1-x0, y1-y0)))
+    hull = np.rint(hull).astype(np.int32); cv2.fillConvexPoly(hard, hull, 1)
+    if g: cv2.polylines(hard, [hull], True, 1, 2*g+1)      # a thick outline grows the region by g on every side
     if feather <= 0: return hard.astype(np.float32)
-    s = feather*max(x1-x0, y1-y0)
-    wide = cv2.dilate(hard, np.ones((3, 3), np.uint8), iterations=max(1, int(round(s))))
-    return np.clip(np.maximum(hard, cv2.GaussianBlur(wide.astype(np.float32), (0, 0), s/2)), 0, 1)
+    s = feather*max(x1-x0, y1-y0); r = max(1, int(round(.6*s)))
+    wide = cv2.polylines(hard.copy(), [hull], True, 1, 2*(g + int(round(s))) + 1).astype(np.float32)
+    return np.clip(np.maximum(hard, cv2.blur(cv2.blur(wide, (2*r+1, 2*r+1)), (2*r+1, 2*r+1))), 0, 1)
 
 # %% ../../nbs/generate/00_pixels.ipynb #13ffe2c9
 def number(name, v, lo=-math.inf, hi=math.inf, whole=False, where='')->float|int:
@@ -206,7 +205,7 @@ class ClusterPixelate(PixelOperator):
         self.cell = number('cell', cell, 1, 1000, where='ClusterPixelate'); self.compactness = number('compactness', compactness, .01, 1e4, where='ClusterPixelate')
     def edit(self, window, unit, rng):
         from skimage.segmentation import slic
-        h, w = window.shape[:2]; b = max(1., self.cell*unit); f = max(1, int(b//12))  # large faces: cluster a reduced copy
+        h, w = window.shape[:2]; b = max(1., self.cell*unit); f = max(1, int(b//6))  # large faces: cluster a reduced copy
         small = cv2.resize(window, (max(1, w//f), max(1, h//f)), interpolation=cv2.INTER_AREA)
         n = max(1, round(h*w/b**2))
         label = slic(small, n, compactness=self.compactness, max_num_iter=5, start_label=0, enforce_connectivity=False, channel_axis=-1)
