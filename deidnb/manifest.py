@@ -88,6 +88,6 @@ def output_path(
 
 def clean_temporaries(dst)->int:
     "Remove the temporary files that a killed run left behind; how many there were"
-    left = [p for p in Path(dst).rglob('.deidnb-*.tmp') if p.is_file()]
+    left = [p for p in Path(dst).rglob('.deidnb-*') if p.is_file() and '.tmp' in p.suffixes]
     for p in left: p.unlink(missing_ok=True)
     return len(left)

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['GREY', 'LOSSLESS', 'extent', 'cover', 'check_edit', 'inner', 'selected', 'as_boxes', 'FaceRecord', 'Result',
            'Deidentifier', 'cut', 'protect_face', 'protect_photo', 'blur_all', 'recheck', 'grow', 'receipt',
-           'guarantee_of', 'plain', 'protect_file', 'differs', 'recognised']
+           'guarantee_of', 'plain', 'protect_file', 'write_checked', 'differs', 'recognised']
 
 # %% ../nbs/12_pipeline.ipynb #e62fe2db
-import hashlib, json, time, warnings
+import hashlib, json, os, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import cv2, numpy as np
 import deidnb
-from .core import AssetError, ConfigError, DeidnbError, Edit, Face, InputError, OutputError, face_to_dict, rng
+from .core import AssetError, ConfigError, DeidnbError, Edit, Face, InputError, OutputError, atomic_path, face_to_dict, rng
 from .gate import Gate, Verdict, escalate, iou, shared_finder
 from .manifest import digest
 from .methods import build, get_method, parameters
@@ -123,8 +123,8 @@ class Deidentifier:
         self.mesh = row.mesh if named else getattr(method, 'needs_mesh', True)
         self.min_score = (row.min_score if named else .6) if min_score is None else float(min_score)
         if not 0 < self.min_score < 1: raise ConfigError(f'{min_score} is not between 0 and 1', 'min_score')
-        if named and simulate and 'simulate' in parameters(row): params.setdefault('simulate', True)
-        self.generator = build(row, device, preset, strength, **params) if named else method
+        own = dict(params, simulate=True) if named and simulate and 'simulate' in parameters(row) else params
+        self.generator = build(row, device, preset, strength, **own) if named else method
         self.gate = gate if isinstance(gate, Gate) else Gate() if (row is not None and row.gate if gate is None else gate) else None
         self.attempts, self.seed, self.simulate, self.on_no_face, self._finder = attempts, seed, simulate, on_no_face, finder
         self.only, self.exclude = as_boxes(only, 'only'), as_boxes(exclude, 'exclude')
@@ -162,6 +162,7 @@ def protect_face(d, source, current, face, noise):
     "One face of `source` changed in `current`: the new picture and the `FaceRecord`"
     from deidnb.faces.align import paste
     t, box = time.perf_counter(), [round(float(v), 1) if np.isfinite(v) else None for v in face.box]
+    if extent(face) is None: return cover(current, face), FaceRecord(box, 'fallback', why='the face has no usable box')
     codes = {}
     def apply(g):
         crop = cut(g, source if d.needs_set else current, face)  # a set method knows its crops by their pixels, and releases none of them
@@ -223,13 +224,13 @@ def grow(box, by=.3):
     return box + np.array([-m,-m,m,m], np.float32)
 
 # %% ../nbs/12_pipeline.ipynb #44b07a22
-def receipt(d, image, recs, find_ms=0., ms=0.)->dict:
+def receipt(d, image, recs, find=0., all=0.)->dict:
     "JSON-ready account of one photo"
     count = {o: sum(r.outcome == o for r in recs) for o in ('protected','fallback','kept')}
     out = dict(deidnb=deidnb.__version__, method=d.method, preset=d.config['preset'], strength=d.config['strength'], params=d.config['params'],
         guarantee=guarantee_of(d.generator), gate=d.gate.describe() if d.gate else None,
         outcome='no face found' if not recs else 'fallback' if count['fallback'] else 'protected' if count['protected'] else 'kept',
-        on_no_face=d.on_no_face if not recs else None, count=count, faces=[r.__dict__ for r in recs], ms=dict(find=round(find_ms, 1), all=round(ms, 1)),
+        on_no_face=d.on_no_face if not recs else None, count=count, faces=[r.__dict__ for r in recs], ms=dict(find=round(find, 1), all=round(all, 1)),
         picture=dict(height=image.shape[0], width=image.shape[1], sha256=hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()))
     if d.seed is not None: out |= dict(seed=d.seed, simulated=True)
     return json.loads(json.dumps(out, default=plain))
@@ -251,39 +252,49 @@ def protect_file(d,
     metadata='strip',     # 'strip', 'keep', 'orientation'
     overwrite=False,
     faces=None,           # detections to replay
-)->dict: # JSON-ready record: outcome, output_sha256, faces, receipt
+)->dict: # JSON-ready record: outcome, output_sha256, receipt
     "One photo from file to file"
-    from deidnb.faces.io import read_image, write_image
+    from deidnb.faces.io import read_image
     pic = read_image(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)
         r = d.photo(pic.rgb, faces, key=rel)
     if not r.faces and d.on_no_face == 'skip':
         raise InputError('no face found, so nothing was written', path, 'Use --on-no-face copy or blur-all, or give --detections.')
-    write_image(out, r.image, like=pic, overwrite=overwrite, metadata=metadata)
-    sha, back = digest(out), read_image(out).rgb
-    bad = differs(r.image, back, Path(out).suffix.lower())
-    if not bad and d.gate and Path(out).suffix.lower() not in LOSSLESS: bad = recognised(d, pic.rgb, back, r)
-    if bad:
-        Path(out).unlink(missing_ok=True)
-        raise OutputError(f'what was written is not what was checked ({bad}); it was removed', out, 'Write PNG instead, or report this.')
-    r.receipt['file'] = dict(sha256=sha, format=Path(out).suffix.lower().lstrip('.'))
-    return dict(outcome=r.receipt['outcome'], output_sha256=sha, receipt=r.receipt)
+    r = write_checked(d, Path(out), pic, r, metadata, overwrite)
+    r.receipt['file'] = dict(sha256=digest(out), format=Path(out).suffix.lower().lstrip('.'))
+    return dict(outcome=r.receipt['outcome'], output_sha256=r.receipt['file']['sha256'], receipt=r.receipt)
+
+def write_checked(d, out, pic, r, metadata, overwrite)->Result:
+    "Give the file its name only after what was written has been read back and checked"
+    from deidnb.faces.io import read_image, write_image
+    lossless = out.suffix.lower() in LOSSLESS
+    with atomic_path(out, overwrite) as tmp:
+        draft = tmp.with_name(tmp.name+out.suffix)
+        try:
+            for last in (False, True):
+                try: write_image(draft, r.image, like=pic, overwrite=last, metadata=metadata)
+                except OutputError as e: raise OutputError(e.what, out, e.remedy) from e
+                back = read_image(draft).rgb
+                bad = differs(r.image, back, lossless)
+                if bad: raise OutputError(f'what was written is not what was checked ({bad})', out, 'Write PNG instead, or report this.')
+                known = [] if lossless or d.gate is None else recognised(d, pic.rgb, back, r)
+                if not known: os.replace(draft, tmp); return r
+                for i in known: r.image, r.faces[i].outcome, r.faces[i].why = cover(r.image, r.found[i]), 'fallback', 'recognised again after compression'
+                r.receipt = receipt(d, r.image, r.faces, **r.receipt['ms'])
+            raise OutputError('a face is still recognised in what was written', out, 'Write PNG instead, or report this.')
+        finally: draft.unlink(missing_ok=True)
 
 LOSSLESS = ('.png', '.tif', '.tiff')
 
-def differs(a, b, suffix)->str:
+def differs(a, b, lossless)->str:
     "Empty if a written picture is the one that was checked, within what its format may do"
     if a.shape != b.shape: return f'{b.shape} instead of {a.shape}'
     diff = cv2.absdiff(a, b)
     mean, top = float(diff.mean()), int(diff.max())
-    if suffix in LOSSLESS: return '' if top == 0 else f'pixels differ by up to {top}'
+    if lossless: return '' if top == 0 else f'pixels differ by up to {top}'
     return '' if mean <= 6 else f'pixels differ by {mean:.1f} on average'
 
-def recognised(d, source, back, r)->str:
-    "Empty if the gate still passes every protected face in the written file"
-    for f,rec in zip(r.found, r.faces):
-        if rec.outcome != 'protected': continue
-        v = d.gate.check(source, back, f)
-        if not v.passed: return 'a face is recognised again after compression'
-    return ''
+def recognised(d, source, back, r)->list[int]:
+    "Protected faces that the gate recognises in the picture that was read back"
+    return [i for i,(f,rec) in enumerate(zip(r.found, r.faces)) if rec.outcome == 'protected' and not d.gate.check(source, back, f).passed]
