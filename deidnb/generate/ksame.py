@@ -9,6 +9,7 @@ __all__ = ['KSAME', 'face_vectors', 'squared_distances', 'greedy_clusters', 'fur
 # %% ../../nbs/generate/01_ksame.ipynb #6389735f
 import hashlib
 import numpy as np, cv2
+from fastcore.basics import patch
 from ..core import ConfigError, InputError, Crop, Edit, Guarantee
 from .pixels import number, choice, region_of, face_window
 
@@ -120,8 +121,6 @@ def crop_key(crop)->bytes:
     return hashlib.sha256(np.ascontiguousarray(crop.image).tobytes() + box.tobytes()).digest()
 
 # %% ../../nbs/generate/01_ksame.ipynb #2892d460
-from fastcore.basics import patch
-
 @patch
 def prepare(self:KSame, crops, # aligned crops, one per person
             ids=None,          # who they show; checked for repetitions when given
@@ -148,13 +147,13 @@ def __call__(self:KSame, crop, z=None, *, rng=None)->Edit:
     if j is None: raise InputError('this face was not in the prepared set', type(self).__name__, 'k-Same works on a closed set: prepare it again with this face.')
     return Edit(self._faces[j].copy(), self._masks[j].copy(), dict(operator=type(self).__name__, cluster=j, shared_by=self._sizes[j], **self.config()))
 
-# %% ../../nbs/generate/01_ksame.ipynb #fb3cc7fb
+# %% ../../nbs/generate/01_ksame.ipynb #c97ae050
 class KSamePixel(KSame):
     "Average of the cluster, pixel by pixel (Newton et al. 2005)"
     def clusters(self, v, rng): g = greedy_clusters(v, self.k, rng); return g, g
     def weights(self, A, X): return A
 
-# %% ../../nbs/generate/01_ksame.ipynb #6f0434aa
+# %% ../../nbs/generate/01_ksame.ipynb #50f0f5b7
 class KSameEigen(KSame):
     "Average of the projections on the first eigenfaces (Newton et al. 2005)"
     def __init__(self, k=5, components=.9, # number of eigenfaces, or the share of the variance they must hold
@@ -173,7 +172,7 @@ class KSameEigen(KSame):
         U, S = gram_eigen(X); U = U[:, :self.kept(S)]
         return A@U@U.T
 
-# %% ../../nbs/generate/01_ksame.ipynb #6274662d
+# %% ../../nbs/generate/01_ksame.ipynb #815ff71c
 class KSameFurthest(KSame):
     "Average of a far-away cluster (after Meng and Sun 2014)"
     clusters_needed = 2
@@ -183,5 +182,5 @@ class KSameFurthest(KSame):
         return [c for p in pairs for c in p], [c for a, b in pairs for c in (b, a)]
     def weights(self, A, X): return A
 
-# %% ../../nbs/generate/01_ksame.ipynb #f24c52a3
+# %% ../../nbs/generate/01_ksame.ipynb #0612043c
 KSAME = {k.__name__: k for k in (KSamePixel, KSameEigen, KSameFurthest)}
