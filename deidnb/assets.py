@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUPS', 'BROKEN', 'load_manifest', 'cache_dir', 'user_dir', 'safe_name', 'wanted', 'tree_hash', 'extract',
-           'folder_of', 'state', 'workplace', 'unpack', 'ensure', 'find_row', 'asset', 'select', 'size_of', 'rows',
-           'pull', 'verify', 'licence_rows', 'dataset', 'unpickle_arrays', 'example_faces']
+           'folder_of', 'stamp_of', 'state', 'workplace', 'unpack', 'ensure', 'find_row', 'asset', 'select', 'size_of',
+           'rows', 'pull', 'verify', 'licence_rows', 'dataset', 'unpickle_arrays', 'example_faces']
 
 # %% ../nbs/01_assets.ipynb #624bd446
 import hashlib, json, lzma, os, pickle, shutil, tarfile, tempfile, zipfile, zlib
@@ -25,13 +25,19 @@ GROUPS = ('core', 'demo', 'evaluate', 'train', 'test', 'video') # what `pull` un
 def _read_manifest(path, stamp)->dict:
     "One manifest as {name: row}, checked"
     import yaml
-    try: rows = yaml.safe_load(Path(path).read_text('utf-8')) or {}
+    try: rows = yaml.load(Path(path).read_text('utf-8'), getattr(yaml, 'CSafeLoader', yaml.SafeLoader)) or {}
     except (OSError, yaml.YAMLError) as e: raise ConfigError('is not a readable manifest', path, 'Install the package again.') from e
-    if isinstance(rows, list): rows = {r.get('name'): r for r in rows}
+    if isinstance(rows, list): rows = {r.get('name') or PurePosixPath(r.get('file', '')).stem: r for r in rows}
+    rows = {n: _own_file(r) | r if 'file' in r and 'sha256' in r and 'source' not in r and 'weights' in Path(path).name else r for n,r in rows.items()}
     for n,r in rows.items():
         lacks = [k for k in ('licence', 'source' if 'models' in Path(path).name else 'licence') if not r.get(k)]
         if not n or lacks: raise ConfigError(f'row {n!r} lacks {", ".join(lacks)}', path)
     return {n: {'name': n} | r for n,r in rows.items()}
+
+def _own_file(r)->dict:
+    "What a row of weights.yaml leaves out: its file lies in the package"
+    p = PurePosixPath(r['file'].removeprefix('deidnb/'))
+    return dict(source=f'path:{p}', files={p.name: {k: r[k] for k in ('sha256', 'size') if k in r}}, needed_by=[], about=f'trained here: {p.stem}')
 
 def load_manifest(kind='models')->dict:
     "The rows of models.yaml, weights.yaml or datasets.yaml as {name: row}"
@@ -127,28 +133,34 @@ def _look(p)->list:
     s = Path(p).stat()
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns]
 
-_seen = {} # folder -> stamp, for this process
+def stamp_of(row)->Path:
+    "Where it is remembered what was hashed; files of the package keep their stamps in the cache"
+    if not row['source'].startswith('path:'): return folder_of(row)/'.verified.json'
+    return cache_dir()/'stamps'/f'{row["name"]}-{hashlib.sha256(str(folder_of(row)).encode()).hexdigest()[:8]}.json'
+
+_seen = {} # stamp file -> stamp, for this process
 
 def state(row, full=False)->str: # full: hash every file
     "'ok', 'missing' or 'damaged'"
-    d = folder_of(row); stamp_file = d/'.verified.json'
+    d, stamp_file = folder_of(row), stamp_of(row)
     if row['source'].startswith('user:') or (row['source'].startswith('path:') and 'sha256' not in str(row['files'])):
         return 'ok' if all((d/f).is_file() for f,w in row['files'].items() if not (w or {}).get('optional')) else 'missing'
-    try: stamp = _seen.get(d) or json.loads(stamp_file.read_text())
+    try: stamp = _seen.get(stamp_file) or json.loads(stamp_file.read_text())
     except (OSError, ValueError): stamp = {}
     names = list(row['files']) if 'files' in row else sorted(stamp.get('files') or (str(p.relative_to(d).as_posix()) for p in d.rglob('*') if p.is_file() and p.name[0] != '.'))
     if not names or not all((d/f).is_file() for f in names): return 'missing'
     want = tree_hash({f: w['sha256'] for f,w in row['files'].items()}) if 'files' in row else row['tree']['sha256']
     looks = {f: _look(d/f) for f in names}
-    if not full and stamp.get('want') == want and stamp.get('files') == looks: _seen[d] = stamp; return 'ok'
-    if tree_hash({f: sha256(d/f) for f in names}) != want: _seen.pop(d, None); return 'damaged'
-    _seen[d] = dict(want=want, files=looks)
-    try: _write(stamp_file, json.dumps(_seen[d]))
+    if not full and stamp.get('want') == want and stamp.get('files') == looks: _seen[stamp_file] = stamp; return 'ok'
+    if tree_hash({f: sha256(d/f) for f in names}) != want: _seen.pop(stamp_file, None); return 'damaged'
+    _seen[stamp_file] = dict(want=want, files=looks)
+    try: _write(stamp_file, json.dumps(_seen[stamp_file]))
     except OSError: pass  # a read-only cache is fine, it is only slower
     return 'ok'
 
 def _write(path, text):
     "Write a small file in one step"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=Path(path).parent, prefix='.tmp-')
     with os.fdopen(fd, 'w') as f: f.write(text)
     os.replace(tmp, path)
@@ -156,12 +168,12 @@ def _write(path, text):
 # %% ../nbs/01_assets.ipynb #70b92ee1
 def _install(row, folder_tmp, files):
     "Move verified files to their place and stamp them"
-    d = folder_of(row); d.mkdir(parents=True, exist_ok=True); _seen.pop(d, None)
-    (d/'.verified.json').unlink(missing_ok=True)
+    d = folder_of(row); d.mkdir(parents=True, exist_ok=True); _seen.pop(stamp_of(row), None)
+    stamp_of(row).unlink(missing_ok=True)
     for f in files:
         (d/f).parent.mkdir(parents=True, exist_ok=True); os.replace(folder_tmp/f, d/f)
     want = tree_hash({f: w['sha256'] for f,w in row['files'].items()}) if 'files' in row else row['tree']['sha256']
-    _write(d/'.verified.json', json.dumps(dict(want=want, files={f: _look(d/f) for f in files})))
+    _write(stamp_of(row), json.dumps(dict(want=want, files={f: _look(d/f) for f in files})))
 
 @contextmanager
 def workplace(tmp):

@@ -125,6 +125,21 @@ def test_url_and_path(world, monkeypatch):
     f.write_bytes(b'x'*7000)
     with pytest.raises(AssetError, match='damaged'): A.asset('p')
 
+def test_weights_trained_here(world, monkeypatch):
+    "Rows of weights.yaml, several files in one folder, no stamps inside the package"
+    (world.root/'pkg/weights').mkdir(parents=True); monkeypatch.setattr(A, 'package_dir', lambda: world.root/'pkg'); world.models()
+    for n in 'ab': (world.root/f'pkg/weights/{n}.safetensors').write_bytes(n.encode()*9)
+    rows = [dict(file=f'deidnb/weights/{n}.safetensors', sha256=sha(n.encode()*9), size=9, licence='Apache-2.0', command='x') for n in 'ab']
+    (world.root/'manifests/weights.yaml').write_text(yaml.safe_dump(rows))
+    calls = []; monkeypatch.setattr(A, 'sha256', lambda f: calls.append(f) or sha(Path(f).read_bytes()))
+    for _ in range(3):
+        for n in 'ab': assert A.asset(n) == world.root/f'pkg/weights/{n}.safetensors'
+        A._seen.clear()
+    assert len(calls) == 2 and sorted(p.name for p in (world.root/'pkg/weights').iterdir()) == ['a.safetensors', 'b.safetensors']
+    (world.root/'pkg/weights/a.safetensors').write_bytes(b'x'*9)
+    with pytest.raises(AssetError, match='a is damaged'): A.asset('a')
+    assert [r['name'] for r in A.rows()] == ['a', 'b'] and {r['name'] for r in A.licence_rows()} >= {'a', 'b'}
+
 # -- damage ----------------------------------------------------------------------------------------------------------
 
 def pulled(world, monkeypatch):
