@@ -6,9 +6,8 @@
 __all__ = ['MEASURES', 'EXPERTS', 'PRESETS', 'Task', 'read_pairs', 'lfw_task', 'read_people', 'folder_task', 'main_face',
            'get_experts', 'Originals', 'fill_originals', 'describe', 'find_again', 'measure_one', 'measure_chunk',
            'work_folder', 'save_chunk', 'load_chunks', 'FromFolder', 'FromMethod', 'run_chunks', 'protect_and_measure',
-           'recalibrated_scores', 'rank_one', 'threshold_of', 'auc_of', 'privacy_rows', 'auc_interval', 'set_rows',
-           'summarise', 'evaluate_pairs', 'make_task', 'default_work', 'evaluate_method', 'asdict_plain',
-           'parallel_chunks', 'merge', 'parser', 'main']
+           'recalibrated_scores', 'privacy_rows', 'auc_interval', 'set_rows', 'summarise', 'evaluate_pairs',
+           'make_task', 'default_work', 'evaluate_method', 'asdict_plain', 'parallel_chunks', 'merge', 'parser', 'main']
 
 # %% ../../nbs/measure/04_evaluate.ipynb #c944c434
 import csv, hashlib, json, math, os, sys, time, warnings
@@ -292,22 +291,6 @@ def recalibrated_scores(expert, ref, probe, people, limit=200_000)->np.ndarray:
         if keep.any(): out.append(np.asarray(expert.score(ref[keep], probe[j[keep]]), float))
     return np.concatenate(out) if out else np.zeros(0)
 
-def rank_one(expert, gallery, who, probes, owners)->np.ndarray: # 0/1 per probe
-    "Is the nearest gallery picture the probe's person?"
-    who = np.asarray(who)
-    return np.array([float(who[int(np.argmax(expert.score(gallery, np.broadcast_to(p, gallery.shape))))] == o) for p,o in zip(probes, owners)])
-
-def threshold_of(scores, fpr)->float:
-    "Smallest threshold that accepts at most a share `fpr` of the impostor scores (accept: score >= threshold)"
-    s = np.sort(np.asarray(scores, float))[::-1]; k = int(math.floor(fpr*len(s) + 1e-9))
-    return math.nan if not len(s) else float(np.nextafter(s[min(k, len(s)-1)], np.inf))
-
-def auc_of(genuine, impostor)->float:
-    "Area under the ROC curve; ties count half"
-    from scipy.stats import rankdata
-    n, m = len(genuine), len(impostor)
-    return math.nan if not n or not m else float((rankdata(np.r_[genuine, impostor])[:n].sum() - n*(n+1)/2)/(n*m))
-
 # %% ../../nbs/measure/04_evaluate.ipynb #ae95e118
 MEASURES = { # field -> title, unit, better, is it a share
     'det_yunet': ('found by YuNet', '', 'up', True), 'det_mtcnn': ('found by MTCNN', '', 'up', True), 'det_opencv': ('found by OpenCV cascade', '', 'up', True), 'mesh': ('mesh fits', '', 'up', True),
@@ -321,6 +304,7 @@ MEASURES = { # field -> title, unit, better, is it a share
 
 def privacy_rows(t, subject, originals, rows, arrays, fpr=1e-3, n_boot=1000):
     "Privacy by every recogniser"
+    from deidnb.measure.verification import bootstrap, eer, rank1, threshold_at_fpr
     task, at = originals.task, {r['key']: i for i,r in enumerate(r for r in rows if 'det_yunet' in r)}
     keys = list(at); who = [task.people[k] for k in keys]
     pairs = [(a, b) for a,b in task.pairs if b in at and originals.face(a) is not None]; owner = [task.people[b] for _,b in pairs]
@@ -335,9 +319,11 @@ def privacy_rows(t, subject, originals, rows, arrays, fpr=1e-3, n_boot=1000):
         ref, pro, same = np.stack([code(a) for a,_ in pairs]), probe[[at[b] for _,b in pairs]], np.stack([code(b) for _,b in pairs])
         gen = np.asarray(e.score(ref, pro), float); add('TPR', gen >= tau, owner, better='down'); add('TPR orig', np.asarray(e.score(ref, same)) >= tau, owner)
         imp = recalibrated_scores(e, ref, pro, owner)
-        if len(imp) >= 1/fpr: add('TPR recal', gen >= (th := threshold_of(imp, fpr)), owner, better='down', note=f'threshold {th:.4f} from {len(imp)} impostor pairs')
+        if len(imp) >= 1/fpr: add('TPR recal', gen >= (th := threshold_at_fpr(imp, fpr)), owner, better='down', note=f'threshold {th:.4f} from {len(imp)} impostor pairs')
         if len(imp): t.add(subject, f'{n}: AUC', *auc_interval(gen, imp, owner, n_boot), len(gen), len(set(owner)), better='down', note='0.5 is chance')
-        if len(gallery) > 1: add('rank-1', rank_one(e, np.stack([code(k) for k in gallery.values()]), list(gallery), pro, owner), owner, better='down', note=f'{len(gallery)} people in the gallery')
+        if len(imp) and len(set(owner)) > 1:
+            few = imp[::max(1, len(imp)//5000)]; b = bootstrap(lambda x: eer(x, few), gen, owner, min(n_boot, 200));  t.add(subject, f'{n}: EER', eer(gen, imp), min(b.lo, eer(gen, imp)), max(b.hi, eer(gen, imp)), len(gen), len(set(owner)), better='up', note='0.5 is chance')
+        if len(gallery) > 1: add('rank-1', rank1(np.stack([code(k) for k in gallery.values()]), pro, list(gallery), owner, 'euclidean' if getattr(e, 'kind', 'cosine') == 'euclidean' else 'cosine').astype(float), owner, better='down', note=f'{len(gallery)} people in the gallery')
 
 def auc_interval(gen, imp, people, n_boot=1000, level=.95):
     "AUC of genuine scores against impostors, people resampled (the AUC is a mean over genuine pairs)"
@@ -345,7 +331,7 @@ def auc_interval(gen, imp, people, n_boot=1000, level=.95):
     return mean_interval(share, people, n_boot, level)[:3]
 
 # %% ../../nbs/measure/04_evaluate.ipynb #a82092dd
-def set_rows(t, subject, a, b, people, name='alex5', n_boot=50, max_n=2000):
+def set_rows(t, subject, a, b, people, name='alex5', n_boot=50):
     "Fréchet and kernel distance between the originals' and the protected features"
     if len(a) < 4: return
     g, people = np.random.default_rng(0), np.asarray(people); who, at = np.unique(people, return_inverse=True); kw = dict(better='down', note=quality.FEATURES[name])
@@ -478,7 +464,8 @@ def merge(tables, title='Results')->Table:
     "One table of several subjects"
     out = Table(title=title)
     for t in tables: out.rows += t.rows; out.meta |= {f'{t.subjects[0] if t.subjects else "?"}: {k}': v for k,v in t.meta.items()}
-    return out
+    known = {v[0]: i for i,v in enumerate(MEASURES.values())}   # one order of measures for all
+    out.rows.sort(key=lambda r: -1 if ': ' in r.measure else known.get(r.measure, 999)); return out
 
 def parser():
     import argparse

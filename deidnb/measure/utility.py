@@ -110,7 +110,7 @@ class Cascade:
         try:
             self.model = cv2.CascadeClassifier(); store = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
             ok = self.model.read(store.getNode('cascade')) or self.model.read(store.getFirstTopLevelNode())
-        except cv2.error as e: raise AssetError('not an OpenCV cascade', path, 'Give a cascade XML file.') from e
+        except (cv2.error, SystemError) as e: raise AssetError('not an OpenCV cascade', path, 'Give a cascade XML file.') from e
         if not ok or self.model.empty(): raise AssetError('not an OpenCV cascade', path, 'Give a cascade XML file.')
     def detect(self, rgb)->np.ndarray:
         g = cv2.equalizeHist(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)); m = self.min_face
