@@ -86,6 +86,7 @@ def points_of(face)->np.ndarray: # (5, 2)
     "The five points of a `Face`, or five points as they are"
     p = np.asarray(face.points5 if hasattr(face, 'points5') else face, np.float64)
     if p.shape != (5,2) or not np.isfinite(p).all(): raise ConfigError(f'a face needs five finite points, got shape {p.shape}', 'face')
+    if np.ptp(p, axis=0).max() < 1e-3: raise ConfigError('the five points of this face coincide', 'face')
     return p
 
 # %% ../../nbs/identity/00_experts.ipynb #84daeb52

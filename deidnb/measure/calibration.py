@@ -103,7 +103,7 @@ def threshold_rows(expert, c, pairs)->dict: # c: what `lfw_codes` returns
     ok = np.isfinite(c['codes']).all(1); people = c['people'][ok]
     gen, imp = all_scores(c['codes'][ok], people, expert.kind); s = pair_scores(expert, c['codes'], c['names'], pairs); off = s[~pairs.same]
     def block(imp, gen, n_people, images):
-        ts = {f'{f:g}': round(threshold_at_fpr(imp, f), 5) for f in FPRS if len(imp)*f >= 1}
+        ts = {f'{f:g}': float(np.ceil(threshold_at_fpr(imp, f)*1e5)/1e5) for f in FPRS if len(imp)*f >= 1} # rounded up: never more accepts
         return dict(thresholds=ts, tpr={k: round(float((gen >= t).mean()), 5) for k,t in ts.items()}, impostor_pairs=int(len(imp)), genuine_pairs=int(len(gen)), people=int(n_people), images=int(images))
     row = dict(score='cosine' if expert.kind == 'cosine' else 'minus_euclidean', dim=int(expert.dim), lfw_all=block(imp, gen, len(set(people)), ok.sum()),
                lfw_pairs=block(off, s[pairs.same], len(np.unique(pairs.people)), len(c['names'])))
@@ -124,7 +124,7 @@ def write_thresholds(rows, root, path=None)->Path:
 
 def calibrate(experts=('sface', 'faceres', 'dlib'), # names or paths of ONNX files
               data=None,    # folder in LFW's layout; None: the dataset named lfw
-              mirrored=True,# also measure the sum with the mirrored code
+              mirrored=('sface', 'faceres'), # which are also measured as sum with the mirrored code; True: all (dlib takes as long again)
               out=None,     # folder for the results table; None: not written
               thresholds=None, # thresholds.yaml to merge into; None: data_manifests, False: not written
               n=1000, progress=True)->Table:
@@ -133,22 +133,22 @@ def calibrate(experts=('sface', 'faceres', 'dlib'), # names or paths of ONNX fil
     if data is None: from deidnb.assets import dataset; data = dataset('lfw')
     pairs = lfw_pairs(data); table = Table(title='Recognisers on LFW', meta=dict(data=f'{len(pairs)} pairs, {len(np.unique(pairs.fold))} folds of View 2', intervals=f'95 %, bootstrap by person, {n} draws', date=datetime.date.today().isoformat())); rows = {}
     for name in experts:
-        e, c = load_expert(name), lfw_codes(name, data, mirrored, progress); rows[e.name] = r = threshold_rows(e, c, pairs)
+        e = load_expert(name); both = mirrored is True or bool(mirrored) and e.name in mirrored; c = lfw_codes(name, data, both, progress); rows[e.name] = r = threshold_rows(e, c, pairs)
         extra = [(float(k), t) for k,t in r['lfw_all']['thresholds'].items() if float(k) in (1e-2, 1e-3, 1e-4)]
         verification_rows(table, e.name, pair_scores(e, c['codes'], c['names'], pairs), pairs, extra, n)
         if e.published: table.add(e.name, 'published accuracy', e.published, note='stated by its authors, ten folds')
-        if mirrored: verification_rows(table, f'{e.name} + mirrored', pair_scores(e, (c['codes'] + c['mirrored'])/2, c['names'], pairs), pairs, n=n)
+        if both: verification_rows(table, f'{e.name} + mirrored', pair_scores(e, (c['codes'] + c['mirrored'])/2, c['names'], pairs), pairs, n=n)
     if thresholds is not False: write_thresholds(rows, data, thresholds)
     if out is not None: save_tables(table, out, 'lfw_recognisers', ('csv', 'json', 'md'))
     return table
 
 # %% ../../nbs/measure/04_calibration.ipynb #182241c0
 def main(argv=None):
-    "python -m deidnb.measure.calibration [names...] [--data FOLDER] [--no-mirrored]"
+    "python -m deidnb.measure.calibration [names...] [--data FOLDER] [--mirrored none|fast|all]"
     import argparse; from deidnb.core import repo_root
     p = argparse.ArgumentParser('deidnb.measure.calibration', description='Measure recognisers on LFW and store their thresholds.')
-    p.add_argument('experts', nargs='*', default=['sface', 'faceres', 'dlib']); p.add_argument('--data'); p.add_argument('--out', default=None); p.add_argument('--no-mirrored', action='store_true')
+    p.add_argument('experts', nargs='*', default=['sface', 'faceres', 'dlib']); p.add_argument('--data'); p.add_argument('--out', default=None); p.add_argument('--mirrored', choices=['none', 'fast', 'all'], default='fast')
     a = p.parse_args(argv)
-    print(calibrate(a.experts or ['sface', 'faceres', 'dlib'], a.data, not a.no_mirrored, a.out or repo_root()/'reports').to_markdown(transpose=True))
+    print(calibrate(a.experts or ['sface', 'faceres', 'dlib'], a.data, dict(none=(), fast=('sface', 'faceres'), all=True)[a.mirrored], a.out or repo_root()/'reports').to_markdown(transpose=True))
 
 if __name__ == '__main__' and '__file__' in globals(): main()

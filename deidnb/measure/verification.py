@@ -67,13 +67,13 @@ def kfold_accuracy(scores, same, # (n,) scores and whether a pair is genuine
 # %% ../../nbs/measure/00_verification.ipynb #ca2f7f4e
 def threshold_at_fpr(impostor, fpr=1e-3)->float:
     "The lowest threshold that accepts at most this share of impostor scores"
-    i = np.asarray(impostor).ravel()
+    i = np.asarray(impostor).ravel(); i = i if i.dtype == np.float32 else i.astype(np.float64)
     if not 0 < fpr < 1: raise ConfigError(f'a false positive rate lies between 0 and 1, got {fpr}', 'fpr')
     if np.isnan(i).any(): raise InputError('impostor scores must not be NaN', 'threshold_at_fpr')
     k = int(np.floor(fpr*len(i)*(1+1e-12)))
     if k < 1: raise ConfigError(f'{len(i)} impostor pairs cannot support a false positive rate of {fpr:g}', 'threshold_at_fpr', f'At least {int(np.ceil(1/fpr))} pairs are needed.')
-    top = -np.partition(-i, k)[k] if k < len(i) else -np.inf # this one must be rejected already
-    return float(np.nextafter(np.float64(top), np.inf))
+    top = -np.partition(-i, k)[k] if k < len(i) else i.dtype.type(-np.inf) # this one must be rejected already
+    return float(np.nextafter(top, i.dtype.type(np.inf))) # the next number of the scores' own precision
 
 def tpr_at_fpr(genuine, impostor, fpr=1e-3)->tuple: # (TPR, threshold)
     "Share of genuine pairs accepted at the threshold that the impostors set"
