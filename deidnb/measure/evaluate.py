@@ -10,7 +10,7 @@ __all__ = ['MEASURES', 'EXPERTS', 'PRESETS', 'Task', 'read_pairs', 'lfw_task', '
            'make_task', 'default_work', 'evaluate_method', 'asdict_plain', 'parallel_chunks', 'merge', 'parser', 'main']
 
 # %% ../../nbs/measure/04_evaluate.ipynb #c944c434
-import csv, hashlib, json, math, os, sys, time, warnings
+import csv, hashlib, json, math, os, sys, time, warnings, zipfile, zlib
 from dataclasses import dataclass, field, asdict
 from pathlib import Path
 import numpy as np
@@ -111,7 +111,7 @@ class Originals:
         if key not in self.records:
             try:
                 with np.load(self._file(key), allow_pickle=False) as z: self.records[key] = dict(z)
-            except (OSError, ValueError, KeyError, EOFError): self.records[key] = {}
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error): self.records[key] = {} # missing or damaged: made again
         return self.records[key]
     def face(self, key)->Face|None:
         r = self.load(key)
