@@ -61,6 +61,7 @@ def kfold_accuracy(scores, same, # (n,) scores and whether a pair is genuine
     "Share of right decisions on each fold with the threshold chosen on the others"
     s, y = np.asarray(scores, np.float64), np.asarray(same, bool); _check(s[y], s[~y])
     k = np.arange(len(s))*int(folds)//len(s) if np.ndim(folds) == 0 else np.asarray(folds)
+    if len(np.unique(k)) < 2: raise ConfigError('needs at least two folds', 'kfold_accuracy')
     out = [(((s[k==f] >= t) == y[k==f]).mean(), t) for f in np.unique(k) for t in [best_threshold(s[k!=f], y[k!=f], steps)]]
     return tuple(np.array(v) for v in zip(*out))
 
