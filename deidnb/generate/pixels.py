@@ -197,9 +197,9 @@ class Pixelate(PixelOperator):
 class ClusterPixelate(PixelOperator):
     "Mosaic of clusters in position and colour (book 5.4.5, Table 5.1)"
     presets = {'book-5.1-8x8': dict(cell=8), 'book-5.1-16x16': dict(cell=16)}
-    strength = {'light': dict(cell=10), 'medium': dict(cell=24, compactness=20), 'strong': dict(cell=48, compactness=40)}
+    strength = {'light': dict(cell=10), 'medium': dict(cell=18), 'strong': dict(cell=32)}
     def __init__(self, cell=16,       # a cluster has about cell x cell px of the reference window
-                 compactness=10.,     # weight of position against colour: high gives squares
+                 compactness=60.,     # weight of position against colour: high gives squares
                  **common):
         super().__init__(**common)
         self.cell = number('cell', cell, 1, 1000, where='ClusterPixelate'); self.compactness = number('compactness', compactness, .01, 1e4, where='ClusterPixelate')
