@@ -96,7 +96,7 @@ def read_image(path,                 # file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore'); old = Image.MAX_IMAGE_PIXELS; Image.MAX_IMAGE_PIXELS = None
-            try: im = Image.open(path, formats=list(FORMATS) + ['MPO'])
+            try: im = Image.open(path, formats=list(FORMATS))  # MPO comes through JPEG
             finally: Image.MAX_IMAGE_PIXELS = old
             with im: return _read_open(im, path, max_pixels)
     except InputError: raise
