@@ -1,0 +1,1 @@
+"Recipes: how every file in `deidnb/weights` is made"
