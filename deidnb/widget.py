@@ -56,7 +56,7 @@ def jpeg(rgb, quality=90)->bytes:
 def face_table(before, result)->str:
     "The faces of a result as HTML"
     from deidnb.report import data_uri, fit
-    img = lambda rgb, f: f'<img alt="" width="72" height="72" style="border-radius:6px" src="{data_uri(fit(around(rgb, f), 96))}">'
+    img = lambda rgb, f: f'<img alt="" width="96" height="96" style="border-radius:6px" src="{data_uri(fit(around(rgb, f), 128))}">'
     cell = lambda x, more='': f'<td style="padding:4px 14px 4px 0;text-align:left;vertical-align:middle;{more}">{x}</td>'
     head = ''.join(f'<th style="text-align:left;padding:4px 14px 4px 0;font-weight:600">{t}</th>' for t in ('before','after','outcome','attempts','recognisers','time'))
     colour = dict(protected='color:#1a7f37;font-weight:600', fallback='color:#c0392b;font-weight:600')
@@ -92,14 +92,14 @@ class ProtectWidget:
         full, short = W.Layout(width='98%'), dict(description_width='70px')
         self.photo = W.Dropdown(options=names + ([] if str(photo) in names else [str(photo)]), value=str(photo), description='Photo', style=short, layout=full)
         self.upload = W.FileUpload(accept='image/*', description='Your own ...', layout=full)
-        self.method = W.Dropdown(options=[(m.title, n) for n,m in METHODS.items() if not m.needs_set], value=method, description='Method', style=short, layout=full)
-        self.strength = W.ToggleButtons(options=['light','medium','strong'], value=strength, style=dict(button_width='31%'), layout=full)
+        self.method = W.Dropdown(options=[(f'{n}: {m.title}', n) for n,m in METHODS.items() if not m.needs_set], value=method, description='Method', style=short, layout=full)
+        self.strength = W.ToggleButtons(options=['light','medium','strong'], value=strength, style=dict(button_width='32%'), layout=full)
         self.go = W.Button(description='Protect', button_style='primary', icon='user-secret', layout=full)
         self.name = W.Text(description='Save as', style=short, layout=full)
         self.save_button = W.Button(description='Save photo and receipt', icon='save', disabled=True, layout=full)
         self.status, self.table = W.HTML(), W.HTML()
         self.view, self.slider = W.Image(format='jpeg', layout=W.Layout(width='100%', max_width='512px')), W.FloatSlider(value=.5, min=0, max=1, step=.01, readout=False, disabled=True, layout=W.Layout(width='100%', max_width='512px', margin='0'))
-        ends = W.HTML('<div style="display:flex;justify-content:space-between"><span>all after</span><span>all before</span></div>', layout=W.Layout(width='100%', max_width='512px'))
+        ends = W.HTML('<div style="display:flex;justify-content:space-between"><span>before</span><span>after</span></div>', layout=W.Layout(width='100%', max_width='512px'))
         left = W.VBox([self.photo, self.upload, self.method, self.strength, self.go, self.status, self.name, self.save_button], layout=W.Layout(width='330px', margin='0 24px 0 0'))
         right = W.VBox([self.view, self.slider, ends], layout=W.Layout(flex='1 1 300px', max_width='520px'))
         self.box = W.VBox([W.HBox([left, right], layout=W.Layout(flex_flow='row wrap')), self.table])
@@ -160,11 +160,13 @@ def protect(self:ProtectWidget):
     r, n = self.result, len(self.result.faces); covered = sum(f.outcome == 'fallback' for f in r.faces)
     self.say(f"{n} face{'s' if n != 1 else ''} found, {n-covered} protected" + (f', {covered} covered by a plain ellipse' if covered else '') + f' in {time.perf_counter()-t:.1f} s', bad=bool(covered) or not n)
     self.table.value, self.slider.disabled, self.save_button.disabled = face_table(self.picture.rgb, r), not n, not n
+    if n: self.slider.value = round(float(r.found[0].box[[0,2]].mean()/self.picture.rgb.shape[1]), 2)  # the line through the largest face
     self.draw(); return r
 
 @patch
 def save(self:ProtectWidget, overwrite=False):
     "Photo and receipt, as the command line writes them: the path, or None with the reason in the status line"
+    from deidnb.faces.io import SUFFIXES
     from deidnb.manifest import digest
     from deidnb.pipeline import write_checked
     from deidnb.report import write_json
@@ -172,6 +174,7 @@ def save(self:ProtectWidget, overwrite=False):
     out = Path(self.name.value.strip()).expanduser()
     try:
         note = out.with_name(out.name+'.receipt.json')
+        if out.suffix.lower() not in SUFFIXES: raise ConfigError('is not the name of a picture', out, f'Use one of {" ".join(SUFFIXES)}.')
         if note.exists() and not overwrite: raise ConfigError('exists already', note, 'Choose another name.')
         r = self.result = write_checked(self.used, out, self.picture, self.result, 'strip', overwrite)
         r.receipt['file'] = dict(sha256=digest(out), format=out.suffix.lower().lstrip('.')); write_json(note, r.receipt, overwrite)
