@@ -60,6 +60,10 @@ def test_render():
     assert pics == {'index_0.png': b'PNG'} and '![](nbs/images/index_0.png)' in text and '<Figure>' not in text and 'secret' not in text and 'print(1)' not in text and 'shown' in text
     assert '![a](nbs/images/a.png) [b](nbs/tutorials/b.ipynb) [c](LICENSE) [d](https://x.example/y.ipynb)' in text and '````python' in text
 
+def test_render_links_of_outputs():
+    text, _ = readme.render(nb(HEAD, code('#| echo: false\nMarkdown(t)', dict(output_type='execute_result', data={'text/markdown': '[r](../reports/a.csv) [n](reproduce/b.ipynb)', 'text/plain': '<Markdown>'}))))
+    assert '[r](reports/a.csv) [n](nbs/reproduce/b.ipynb)' in text and '<Markdown>' not in text
+
 def test_readme_check_objects(tmp_path, monkeypatch, capsys):
     (tmp_path/'nbs').mkdir(); (tmp_path/'nbs/index.ipynb').write_text(json.dumps(nb(HEAD, code('plot()', dict(output_type='display_data', data={'image/png': base64.b64encode(b'PNG').decode()})))))
     monkeypatch.setattr(readme, 'ROOT', tmp_path); run = lambda *a: (monkeypatch.setattr(sys, 'argv', ['x', *a]), readme.main())[1]

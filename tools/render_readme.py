@@ -16,15 +16,18 @@ def fence(text, lang=''):
     ticks = '`' * max(3, max((len(m) for m in re.findall(r'`+', text)), default=0) + 1)
     return f'{ticks}{lang}\n{text.rstrip()}\n{ticks}'
 
+def relink(text):
+    "Links as seen from the top of the repository instead of nbs/"
+    text = re.sub(r'(\]\(|src=")(?=images/)', r'\1nbs/', text)
+    return re.sub(r'\]\((?!\w+:|/|#|nbs/|\.\./)([\w./-]+\.ipynb)', r'](nbs/\1', text).replace('](../', '](')
+
 def render(nb):
     "The README's text and {picture name: bytes}"
     parts, pictures = [], {}
     for cell in nb['cells']:
         src = text_of(cell['source'])
         if cell['cell_type'] == 'markdown':
-            src = re.sub(r'(\]\(|src=")(?=images/)', r'\1nbs/', src)
-            parts.append(re.sub(r'\]\((?!\w+:|/|#|nbs/|\.\./)([\w./-]+\.ipynb)', r'](nbs/\1', src).replace('](../', ']('))
-            continue
+            parts.append(relink(src)); continue
         if cell['cell_type'] != 'code': continue
         directives = re.findall(r'^#\|\s*(.+)$', src, re.M)
         if any(d.split()[0] in ('hide', 'default_exp', 'export', 'exporti') for d in directives): continue
@@ -38,7 +41,7 @@ def render(nb):
             elif pic := next((k for k in ('image/png', 'image/jpeg') if k in data), None):
                 name = f"index_{len(pictures)}.{pic[6:].replace('jpeg', 'jpg')}"
                 pictures[name] = base64.b64decode(text_of(data[pic])); parts.append(f'![](nbs/images/{name})')
-            elif 'text/markdown' in data: parts.append(text_of(data['text/markdown']))
+            elif 'text/markdown' in data: parts.append(relink(text_of(data['text/markdown'])))
             elif 'text/plain' in data: parts.append(fence(text_of(data['text/plain'])))
     return HEAD + '\n\n'.join(p.strip() for p in parts if p.strip()) + '\n', pictures
 
