@@ -54,6 +54,7 @@ class Face:
     blendshapes: np.ndarray|None = None# (52,) ARKit scores in [0, 1]
     pose: np.ndarray|None = None       # (3,) yaw, pitch, roll in degrees
     source: str = ''                   # which finder: 'yunet', 'mesh', 'user'
+    notes: dict|None = None            # what was measured on the source picture, for the next attempt at the same face
 
     def __post_init__(self):
         for k in ('box','points5','landmarks','blendshapes','pose'):
@@ -67,7 +68,7 @@ class Face:
 # %% ../nbs/00_core.ipynb #8e2934c6
 def face_to_dict(f:Face)->dict:
     "JSON-ready form of a face (floats rounded to 1/1000 px)"
-    return {k: (np.round(v.astype(float), 3).tolist() if isinstance(v, np.ndarray) else v) for k,v in f.__dict__.items() if v is not None}
+    return {k: (np.round(v.astype(float), 3).tolist() if isinstance(v, np.ndarray) else v) for k,v in f.__dict__.items() if v is not None and k != 'notes'}
 
 def face_from_dict(d:dict)->Face:
     "Inverse of `face_to_dict`; `ConfigError` if a field is missing, unknown or of the wrong shape"

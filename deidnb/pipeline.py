@@ -9,7 +9,7 @@ __all__ = ['GREY', 'LOSSLESS', 'extent', 'cover', 'check_edit', 'inner', 'select
 
 # %% ../nbs/12_pipeline.ipynb #e62fe2db
 import hashlib, json, os, time, warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import cv2, numpy as np
 import deidnb
@@ -163,7 +163,7 @@ def protect_face(d, source, current, face, noise):
     from deidnb.faces.align import paste
     t, box = time.perf_counter(), [round(float(v), 1) if np.isfinite(v) else None for v in face.box]
     if extent(face) is None: return cover(current, face), FaceRecord(box, 'fallback', why='the face has no usable box')
-    codes = {}
+    face, codes = replace(face, notes={}), {}
     def apply(g):
         crop = cut(g, source if d.needs_set else current, face)  # a set method knows its crops by their pixels, and releases none of them
         edit = check_edit(crop, g(crop, rng=noise))

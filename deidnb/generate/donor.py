@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LADDER', 'soft', 'weighted_blur', 'face_region', 'features_region', 'skin_likeness', 'hairline_zone',
-           'carry_surroundings', 'match_light', 'match_grain', 'keep_parts', 'lab', 'swap_face', 'DonorSwap']
+           'carry_surroundings', 'match_light', 'match_grain', 'keep_parts', 'steer_gaze', 'lab', 'swap_face',
+           'DonorSwap']
 
 # %% ../../nbs/generate/13_donor.ipynb #274814a1
 import numpy as np, cv2
 from ..core import ConfigError, Edit, InputError
 from ..faces.masks import REGIONS, fill
 from .donor_mesh import PARTS, eye_distance, face_shape, transfer_shape, warp_map
-from .donor_bank import choice_guarantee, choose_donor, canonical_texture, donor_bank, donor_cost, donor_picture, head_turn, look
+from .donor_bank import choice_guarantee, choose_donor, canonical_texture, donor_bank, donor_cost, donor_picture, look
 
 # %% ../../nbs/generate/13_donor.ipynb #43eb6b1e
 def soft(x, sigma):
@@ -99,11 +100,29 @@ def keep_parts(out, image,  # float (h, w, 3) result; uint8 (h, w, 3) the origin
     return out
 
 # %% ../../nbs/generate/13_donor.ipynb #8017f5f4
+def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
+               P, Q, Pd, # meshes: the target's, its new one, the donor's
+               unit, most=.1)->tuple: # new map
+    "Move the donor's irises to the target's gaze, by at most `most` eye distances"
+    h, w = mx.shape; mx, my = mx.copy(), my.copy()
+    for eye, iris in (('left_eye', 468), ('right_eye', 473)):
+        A = cv2.estimateAffinePartial2D(P[REGIONS[eye], :2], Q[REGIONS[eye], :2])[0]
+        if A is None: continue
+        t = A[:, :2] @ P[iris, :2] + A[:, 2]; x, y = np.clip(t.round().astype(int), 0, [w-1, h-1])
+        if mx[y, x] < 0: continue
+        step = (Pd[iris, :2] - [mx[y, x], my[y, x]]) * unit/eye_distance(Pd); length = np.linalg.norm(step)
+        step *= min(1, most*unit/max(length, 1e-6)) * eye_distance(Pd)/unit
+        gy, gx = np.mgrid[:h, :w].astype(np.float32)
+        near = np.exp(-(((gx-t[0])**2 + (gy-t[1])**2)/(.2*unit)**2)**2) * soft(fill((h, w), Q[REGIONS[eye]]), .012*unit) * (mx >= 0)
+        mx += np.float32(step[0])*near; my += np.float32(step[1])*near
+    return mx, my
+
+# %% ../../nbs/generate/13_donor.ipynb #179137e2
 def lab(x): return cv2.cvtColor(x.astype(np.float32)/255, cv2.COLOR_RGB2LAB)
 
 def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blendshapes (52,) of its face
               donor, Pd, bd,   # the donor's picture, mesh, blendshapes
-              weight=1.15, detail=.5, limit=.3, # see `transfer_shape`
+              weight=.8, detail=.35, limit=.3, # see `transfer_shape`
               wide=False,      # cover more: a larger oval, less hair kept
     )->tuple:                  # new window uint8, mask float32 of what changed, new mesh
     "Draw the donor into the window"
@@ -113,8 +132,8 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     k = 1.15 * eye_distance(P) / eye_distance(Pd)
     if k < .85: donor, Pd = cv2.resize(donor, None, fx=k, fy=k, interpolation=cv2.INTER_AREA), Pd*np.float32(k)
     mx, my, inside = warp_map(Pd, Q, S.triangles, hw)
-    new = cv2.remap(donor, mx, my, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    T, D, mask = lab(base), lab(new), face_region(hw, Q, unit, 1.03 if wide else .985) * inside
+    new = cv2.remap(donor, *steer_gaze(mx, my, P, Q, Pd, unit), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    T, D, mask = lab(base), lab(new), face_region(hw, Q, unit, 1.12 if wide else 1.06) * inside
     inner = (mask > .25) * (1 - features_region(hw, Q, unit))
     cheeks = np.max([fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek')] + [fill(hw, Q[[168,197,5,4,195,6]])], 0)
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
@@ -127,20 +146,21 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     changed = np.clip(soft(np.maximum(mask > 0, length > .05).astype(np.float32), 1.)*2, 0, 1)
     return out.round().clip(0, 255).astype(np.uint8), changed, Q
 
-# %% ../../nbs/generate/13_donor.ipynb #179137e2
-LADDER = [dict(), dict(), dict(weight=1.35, detail=.75), dict(weight=1.5, detail=1., pool=120), dict(weight=1.7, detail=1., limit=.4, pool=300, wide=True),
-          dict(weight=2., detail=1., limit=.45, pool=800, wide=True), dict(weight=2., detail=1., limit=.45, pool=2000, wide=True)]
+# %% ../../nbs/generate/13_donor.ipynb #84cf7a35
+LADDER = [dict(), dict(far=.1, pool=200), dict(weight=1., far=.08, pool=300, detail=.5), dict(weight=1.3, far=.08, pool=400, detail=1., wide=True),
+          dict(weight=1.6, far=.05, pool=600, detail=1., limit=.4, wide=True), dict(weight=1.8, far=.02, pool=1500, detail=1., limit=.45, wide=True)]
 
 class DonorSwap:
     "Replace a face by that of a donor who does not exist, warped into its pose, expression and light"
     framing, needs_set, needs_mesh = 'native', False, True
     crop_args = dict(pad=.6, max_side=1400)
-    strength = dict(light=dict(weight=.8), medium=dict(), strong=dict(weight=1.5, detail=1., pool=120))
+    strength = dict(light=dict(weight=.7, far=.5, pool=80), medium=dict(), strong=dict(weight=1.3, detail=1., far=.1, pool=400))
     def __init__(self,
-        weight:float=1.15,  # how far the shape moves toward the donor's; above 1 exaggerates
-        detail:float=.5,    # how much of the donor's form lids, brows and lips take
+        weight:float=.8,    # how far the shape moves toward the donor's; above 1 exaggerates
+        detail:float=.35,   # how much of the donor's form lids, brows and lips take
         limit:float=.3,     # largest displacement of a point in eye distances
-        pool:int=40,        # how many similar donors to choose from
+        pool:int=120,       # how many donors of similar appearance to choose from
+        far:float=.15,      # share of the pool whose identity code is least like the source's; 1: do not look at identity
         choice:str='random',# 'random', 'exponential' or 'key'
         epsilon:float=2.,   # of 'exponential'
         key:str='',         # of 'key'
@@ -148,38 +168,49 @@ class DonorSwap:
         wide:bool=False,    # cover more of the forehead and the rim
         level:int=0,        # of escalation; set by `escalate`
     ):
-        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6)):
+        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6), ('far', far, 1e-3, 1)):
             if not lo <= v <= hi: raise ConfigError(f'must lie in {lo:g}..{hi:g}, got {v}', n)
         if choice not in ('random', 'exponential', 'key'): raise ConfigError(f'no way of choosing called {choice!r}', 'choice', "Use 'random', 'exponential' or 'key'.")
         if choice == 'key' and not key: raise ConfigError('a key is needed', 'key', "Pass key='a long secret' with choice='key'.")
-        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), choice=choice, epsilon=epsilon, key=key, attributes=attributes, wide=wide, level=level)
+        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, wide=wide, level=level)
 
     @property
-    def guarantee(self): return choice_guarantee(self.config['choice'], self.config['epsilon'])
+    def guarantee(self): return choice_guarantee(self.config['choice'], self.config['epsilon'], self.config['far'])
 
     def escalate(self, level:int):
         "The same method, stronger; None when there is nothing stronger"
         if level >= len(LADDER): return None
-        step = {k: max(v, self.config[k]) for k, v in LADDER[level].items()}
+        step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items()}
         return type(self)(**{**self.config, **step, 'level': level})
 
     def __call__(self, crop, z=None, *, rng)->Edit:
         f, c, B = crop.face, self.config, donor_bank()
         if f.landmarks is None: raise InputError('no mesh fits this face', 'donor_swap', 'Use blur, pixelate or mask for it.')
-        age, male = self._attributes(crop) if c['attributes'] else (None, None)
-        cost = donor_cost(B, head_turn(f.landmarks), look(canonical_texture(crop.image, f.landmarks)), f.blendshapes, age, male)
-        taken = _tried(B, cost, c) if c['choice'] == 'key' else ()
-        i = choose_donor(cost, rng, c['choice'], c['pool'], c['epsilon'], c['key'], taken)
+        known = {} if f.notes is None else f.notes
+        if 'cost' not in known: known['cost'] = self._cost(crop)
+        cost = known['cost']
+        like = None
+        if c['choice'] != 'exponential' and c['far'] < 1:
+            if 'sface' not in known: known['sface'] = self._code(crop)
+            like = B.likeness(known['sface'])
+        i = self._choose(cost, like, rng)
         size = 1024 if eye_distance(f.landmarks) > 220 else 512
         out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor_picture(B, i, size), B.mesh(i, size), B.blendshapes[i],
                                  c['weight'], c['detail'], c['limit'], c['wide'])
         return Edit(out, mask, dict(donor=i, level=c['level'], weight=c['weight'], cost=round(float(cost[i]), 2)))
 
-    def _attributes(self, crop):
-        from deidnb.identity.experts import age_gender
-        age, male = age_gender([crop.image], [crop.face]); return float(age[0]), float(male[0])
+    def _choose(self, cost, like, rng):
+        c, taken = self.config, []
+        for _ in range(c['level'] if c['choice'] == 'key' else 0):   # with a key, level n takes the n-th choice
+            taken.append(choose_donor(cost, None, 'key', c['pool'], key=c['key'], taken=taken, like=like, far=c['far']))
+        return choose_donor(cost, rng, c['choice'], c['pool'], c['epsilon'], c['key'], taken, like, c['far'])
 
-def _tried(bank, cost, c): # with a key, level n takes the n-th choice
-    taken = []
-    for _ in range(c['level']): taken.append(choose_donor(cost, None, 'key', c['pool'], key=c['key'], taken=taken))
-    return taken
+    def _cost(self, crop):
+        from deidnb.identity.experts import age_gender
+        f, age, male = crop.face, None, None
+        if self.config['attributes']: age, male = (float(v[0]) for v in age_gender([crop.image], [f]))
+        return donor_cost(donor_bank(), f.landmarks, look(canonical_texture(crop.image, f.landmarks)), f.blendshapes, age, male)
+
+    def _code(self, crop):
+        from deidnb.identity.experts import load_expert
+        return load_expert('sface').encode([crop.image], [crop.face])[0]

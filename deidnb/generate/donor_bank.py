@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXTURE', 'LOOK', 'MATCHED', 'SCALES', 'UTILITY_CAP', 'texture_layout', 'canonical_texture', 'look', 'head_turn',
-           'DonorBank', 'donor_bank', 'donor_picture', 'bank_id', 'donor_cost', 'choose_donor', 'choice_guarantee']
+           'lid_opening', 'DonorBank', 'donor_bank', 'donor_picture', 'bank_id', 'donor_cost', 'choose_donor',
+           'choice_guarantee']
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #3dae86fa
 import numpy as np, cv2
@@ -63,7 +64,13 @@ def head_turn(landmarks)->np.ndarray: # (2,) yaw and pitch in degrees, by the me
     return np.degrees([np.arctan2(R[0, 2], R[2, 2]), -np.arcsin(np.clip(R[1, 2], -1, 1))]).astype(np.float32)
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #abcf34d2
-MATCHED = [BLENDSHAPES.index(n) for n in ('jawOpen','mouthSmileLeft','mouthSmileRight','mouthPucker','mouthLowerDownLeft','mouthUpperUpLeft','eyeBlinkLeft','eyeBlinkRight')]
+def lid_opening(P)->np.ndarray: # (..., 2)
+    "Height over width of both eyes, from meshes (..., 478, 3)"
+    d = lambda a, b: np.linalg.norm(P[..., a, :2] - P[..., b, :2], axis=-1)
+    return np.stack([d(159,145)/np.maximum(d(33,133), 1e-6), d(386,374)/np.maximum(d(362,263), 1e-6)], -1)
+
+MATCHED = [BLENDSHAPES.index(n) for n in ('jawOpen','mouthSmileLeft','mouthSmileRight','mouthPucker','mouthLowerDownLeft','mouthUpperUpLeft','eyeBlinkLeft','eyeBlinkRight',
+    'browDownLeft','browDownRight','browInnerUp','browOuterUpLeft','eyeSquintLeft','eyeSquintRight','eyeLookDownLeft','eyeLookUpLeft','eyeLookInLeft','eyeLookOutLeft')]
 
 class DonorBank:
     "All donors, mirrored ones included: donor i and i + n are mirror images"
@@ -72,12 +79,18 @@ class DonorBank:
         z = load_file(path or package_dir()/'weights'/'donor_bank.safetensors')
         self.shape, self.n = face_shape(), len(z['w'])
         self.w, self._mesh, self.code = z['w'], z['mesh'], z['code'].astype(np.float32)
+        self.code /= np.linalg.norm(self.code, axis=1, keepdims=True)
         both = lambda a, b: np.concatenate([a, b]).astype(np.float32)
         bs, turn, lk = z['blendshapes'].astype(np.float32)/255, z['turn'].astype(np.float32), z['look'].astype(np.float32)
         self.blendshapes = both(bs, bs[:, mirror_index(BLENDSHAPES)]); self.turn = both(turn, turn*[-1, 1]); self.look = both(lk, lk)
+        lids = lid_opening(self._mesh.astype(np.float32)); self.lids = both(lids, lids[:, ::-1])
         self.age, self.male = both(z['age'], z['age']), both(z['male'], z['male'])
 
     def __len__(self): return 2*self.n
+
+    def likeness(self, code)->np.ndarray: # (len(bank),) in [-1, 1]
+        "Cosine of every donor's SFace code with a unit code (128,)"
+        c = self.code @ np.asarray(code, np.float32); return np.concatenate([c, c])
 
     def mesh(self, i, size=512)->np.ndarray: # (478, 3) float32
         "Mesh of donor i in its picture of that size"
@@ -110,12 +123,12 @@ def bank_id(bank)->str:
     return bank._id
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #4e23e98f
-SCALES = dict(turn=8., L=14., ab=7., chin=6., moustache=7., expression=.32, age=12., male=.4)
+SCALES = dict(turn=4.2, L=14., ab=7., chin=4., moustache=5., expression=.22, lids=.06, age=8., male=.15)
 
-def donor_cost(bank, turn, look, blendshapes, age=None, male=None)->np.ndarray: # (len(bank),)
+def donor_cost(bank, landmarks, look, blendshapes, age=None, male=None)->np.ndarray: # (len(bank),)
     "How much each donor differs from the target in what should be kept"
     s, d = SCALES, bank.look - look
-    c = (((bank.turn - turn)/s['turn'])**2).sum(1) + (d[:, 0]/s['L'])**2 + ((d[:, 1:3]/s['ab'])**2).sum(1) + (d[:, 3]/s['chin'])**2 + (d[:, 4]/s['moustache'])**2
+    c = (((bank.turn - head_turn(landmarks))/s['turn'])**2).sum(1) + (((bank.lids - lid_opening(landmarks))/s['lids'])**2).sum(1) + (d[:, 0]/s['L'])**2 + ((d[:, 1:3]/s['ab'])**2).sum(1) + (d[:, 3]/s['chin'])**2 + (d[:, 4]/s['moustache'])**2
     c += (((bank.blendshapes[:, MATCHED] - np.asarray(blendshapes)[MATCHED])/s['expression'])**2).sum(1)
     if age is not None: c += ((bank.age - age)/s['age'])**2
     if male is not None: c += ((bank.male - male)/s['male'])**2
@@ -129,18 +142,21 @@ def choose_donor(cost,             # (n,) of `donor_cost`
                  epsilon=2.,       # 'exponential'
                  key:bytes|str='', # 'key': the secret
                  taken=(),         # donors tried before
+                 like=None,        # (n,) likeness of each donor's identity to the source's; None: do not look at it
+                 far=1.,           # share of the pool that is kept, the least like first
     )->int:
     "Index of a donor"
     cost = np.array(cost, np.float64); cost[list(taken)] = np.inf
     if choice == 'exponential':
         p = np.exp(-epsilon/2 * np.minimum(cost, UTILITY_CAP)/UTILITY_CAP); p[list(taken)] = 0
         return int(rng.choice(len(cost), p=p/p.sum()))
-    best = np.argsort(cost)[:pool]
+    best = np.argsort(cost)[:pool]; best = best[np.isfinite(cost[best])]
+    if like is not None: best = best[np.argsort(like[best])[:max(4, round(far*len(best)))]]
     if choice == 'random': return int(rng.choice(best))
     if choice == 'key': return int(best[np.argmax(_keyed_ranks(key, len(cost))[best])])
     raise ConfigError(f'no way of choosing called {choice!r}', 'choice', "Use 'random', 'exponential' or 'key'.")
 
-UTILITY_CAP = 30.
+UTILITY_CAP = 60.
 @lru_cache(8)
 def _keyed_ranks(key, n):
     import hashlib, hmac
@@ -149,8 +165,8 @@ def _keyed_ranks(key, n):
     return np.array([int.from_bytes(hmac.digest(k, b'donor %d' % i, hashlib.sha256)[:6]) for i in range(n)])
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #07f87766
-def choice_guarantee(choice, epsilon)->Guarantee:
+def choice_guarantee(choice, epsilon, far=1.)->Guarantee:
     "What the choice of the donor promises"
     out = ('the shape, expression, pose, light and hair that stay in the picture', 'acceptance by the gate, which compares the result with the source')
-    if choice != 'exponential': return Guarantee('the choice of the donor', '-', because='the pool depends on visible attributes only, never on an identity code, but the choice is not differentially private', excludes=out)
+    if choice != 'exponential': return Guarantee('the choice of the donor', '-', because='the pool depends on visible attributes' + (f' and leaves out donors who resemble the source, which makes none more than {1/far:.3g} times as likely' if far < 1 else ' only, never on an identity code') + '; the choice is not differentially private', excludes=out)
     return Guarantee('the index of the donor', 'any two faces', 'range of the utility', 1., 'the cost is capped and scaled to [0, 1]', epsilon=epsilon, excludes=out, source='McSherry & Talwar 2007')
