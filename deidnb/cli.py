@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPILOG', 'safe', 'say', 'complain', 'box_arg', 'make', 'detections', 'deid', 'warning', 'deid_file', 'save_found',
-           'methods', 'assets', 'print_rows', 'demo', 'doctor_facts', 'doctor', 'deid_parser', 'parser', 'evaluate',
-           'main']
+           'methods', 'assets', 'print_rows', 'demo', 'doctor_facts', 'doctor', 'paragraph', 'deid_parser', 'parser',
+           'evaluate', 'main']
 
 # %% ../nbs/15_cli.ipynb #7da7e63a
 import argparse, json, os, sys
@@ -108,7 +108,7 @@ def methods(a)->int:
     for r in rows:
         say(f"{r['name']:17s}{r['title']}  [{r['document']}]{'  verified by the gate' if r['gate'] else ''}{'  folders only' if r['needs_set'] else ''}")
         if r.get('missing'): say(f"{'':17s}not installed: {r['missing']}"); continue
-        say(f"{'':17s}--set " + ' '.join(f'{k}={v}' for k,v in r['params'].items() if k != 'device'))
+        say(f"{'':17s}--set " + ' '.join(f'{k}={v}' for k,v in r['params'].items() if k not in ('device','level')))
         for k in ('presets','strength'):
             if r[k]: say(f"{'':17s}--{'preset' if k == 'presets' else k} {' | '.join(r[k])}")
     return 0
@@ -169,11 +169,21 @@ def doctor(a)->int:
     "Versions, device, caches, what is missing and what to do"
     f = doctor_facts()
     if a.json: print(json.dumps(f, indent=1)); return 0
-    for k,v in f.items():
-        if isinstance(v, dict): say(f'{k}: ' + ', '.join(f"{n} {x or 'MISSING'}" for n,x in v.items()))
-        elif isinstance(v, list): [say(f'to do: {x}') for x in v] or say('nothing is missing')
-        else: say(f'{k}: {v}')
+    split = lambda d, ok: ([n for n,x in d.items() if ok(x)], [n for n,x in d.items() if not ok(x)])
+    names = lambda d: ', '.join(f"{n} {x or 'MISSING'}" for n,x in d.items())
+    extras, (here, gone) = split(f['extras'], bool), split(f['assets'], lambda x: x == 'ok')
+    paragraph('deidnb', f"{f['deidnb']}, Python {f['python']}, {f['system']}, {f['cpus']} cores"); paragraph('device', f['device'])
+    paragraph('packages', names(f['packages'])); paragraph('extras', names({n: f['extras'][n] for n in extras[0]}) + (f"; not installed: {', '.join(extras[1])} (optional)" if extras[1] else ''))
+    if 'cache' in f: paragraph('cache', f"{f['cache']}, {f['cache_free_GB']} GB free")
+    paragraph('models', ', '.join(here)); paragraph('not here', ', '.join(f'{n} ({f["assets"][n]})' if f['assets'][n] != 'missing' else n for n in gone))
+    paragraph('data', f['data'] or 'DEIDNB_DATA is not set')
+    for x in f['todo'] or ['nothing: all that is needed is here']: paragraph('to do', x)
     return 0
+
+def paragraph(name, text, width=110):
+    "A name and a text beside it"
+    import textwrap
+    for l in textwrap.wrap(safe(text) or 'none', width, initial_indent=f'{name:10s}', subsequent_indent=' '*10, break_long_words=False, break_on_hyphens=False): say(l)
 
 # %% ../nbs/15_cli.ipynb #c4b5ba6f
 EPILOG = '''exit codes: 0 all protected; 1 some items failed or some faces were covered by the fallback; 2 usage; 3 input; 4 models or data
