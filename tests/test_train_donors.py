@@ -64,7 +64,7 @@ def test_clean(change, why):
 
 def test_clean_drops_pictures_without_a_face():
     t = T.table([T.describe(None, None), invented(np.zeros(512))]); assert list(T.clean(t)) == ['no face', '']
-    assert list(T.clean(t | dict(glasses=np.array([-5., .5])))) == ['no face', 'glasses']
+    assert list(T.clean(t | dict(glasses=np.array([-5., .5])))) == ['no face', 'glasses'] and T.clean(t | dict(young=np.array([-5., 4.])))[1] == 'child'
 
 def test_dark_skin_is_not_a_reason():
     assert all(T.clean(T.table([invented(np.zeros(512), L=L)]))[0] == '' for L in (15, 30, 45, 90))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'SHAPES', 'STEER', 'RULES', 'EDGES', 'LICENCE', 'forehead_tone', 'describe', 'describe_style', 'table', 'half',
-           'measure', 'attributes', 'steer', 'clean', 'fit_glasses', 'balance', 'pack', 'pick', 'write_row',
-           'metrics_of', 'once', 'open_store', 'make_bank', 'main']
+           'measure', 'attributes', 'steer', 'clean', 'style_scores', 'fit_glasses', 'fit_young', 'balance', 'pack',
+           'pick', 'write_row', 'metrics_of', 'once', 'open_store', 'make_bank', 'main']
 
 # %% ../../nbs/train/00_donors.ipynb #e3fb01dd
 import json, os, sys
@@ -111,11 +111,11 @@ def steer(W,          # (n, 512) a fresh sample
 
 # %% ../../nbs/train/00_donors.ipynb #bba3f190
 RULES = ( # reason, feature, lowest, highest: kept while lowest <= feature < highest
-    ('no face', 'found', .5, np.inf), ('child', 'age', 15, np.inf), ('glasses', 'bridge', -np.inf, 14), ('glasses', 'glasses', -np.inf, -.3),
+    ('no face', 'found', .5, np.inf), ('child', 'age', 15, np.inf), ('child', 'young', -np.inf, .6), ('glasses', 'bridge', -np.inf, 14), ('glasses', 'glasses', -np.inf, -.3),
     ('fringe', 'fringe', -np.inf, .06), ('dark forehead', 'forehead', -9, np.inf), ('hair or hand', 'under', -np.inf, .10),
     ('highlights', 'hot', -np.inf, .01), ('side light', 'side', -11, 11), ('uneven skin', 'spread', -np.inf, 22))
 
-def clean(features, # table of descriptions; 'glasses' with the scores of `fit_glasses` is optional
+def clean(features, # table of descriptions; 'glasses' and 'young', the scores of `fit_glasses` and `fit_young`, are optional
     )->np.ndarray:  # (n,) str: why this person is left out, '' for those who stay
     "First rule that a person breaks"
     f = {**features, **{k: features['look'][:, i] for i, k in enumerate(LOOK)}}
@@ -125,22 +125,31 @@ def clean(features, # table of descriptions; 'glasses' with the scores of `fit_g
     return why
 
 # %% ../../nbs/train/00_donors.ipynb #edba3749
-def fit_glasses(W,        # (n, 512)
-                bridge,   # (n,) edge strength at the bridge of the nose; nan: unknown
-                l2=3e-3)->np.ndarray: # (n,) scores, positive: probably glasses
+def style_scores(W,       # (n, 512)
+                 yes, no, # (n,) bool: clear cases with and without the trait
+                 l2=3e-3)->np.ndarray: # (n,) positive: probably has it
     "Scores of a logistic regression on the styles"
     from scipy.optimize import minimize
     from scipy.special import expit
-    known = np.isfinite(bridge); lo, hi = np.quantile(bridge[known], [.5, .9]) if known.any() else (0, 0)
+    if not yes.any() or not no.any(): return np.full(len(W), -np.inf)   # nothing to learn from
     X = np.asarray(W, np.float64); X = (X - X.mean(0))/X.std(); X = np.c_[X, np.ones(len(X))]
-    use = known & ((bridge < lo) | (bridge > hi)); y = np.where(bridge > hi, 1., -1.)[use]; A = X[use]
-    if len(set(y)) < 2: return np.full(len(W), -np.inf)   # too few people to tell
-    s = np.where(y > 0, (y < 0).sum()/(y > 0).sum(), 1.)/len(y); keep = np.r_[np.ones(X.shape[1]-1), 0]
+    use = yes | no; y, A = np.where(yes, 1., -1.)[use], X[use]
+    s = np.where(y > 0, no.sum()/yes.sum(), 1.)/len(y); keep = np.r_[np.ones(X.shape[1]-1), 0]
     def loss(v):
         m = y*(A @ v); return (s*np.logaddexp(0, -m)).sum() + l2*(keep*v*v).sum(), A.T @ (-s*y*expit(-m)) + 2*l2*keep*v
     return X @ minimize(loss, np.zeros(X.shape[1]), jac=True, method='L-BFGS-B', options=dict(maxiter=300)).x
 
-# %% ../../nbs/train/00_donors.ipynb #13e196b5
+# %% ../../nbs/train/00_donors.ipynb #93a67c6a
+def fit_glasses(W, bridge)->np.ndarray: # bridge (n,) of `look`, nan: unknown -> (n,)
+    "Scores of glasses"
+    known = np.isfinite(bridge); lo, hi = np.quantile(bridge[known], [.5, .9]) if known.any() else (0, 0)
+    return style_scores(W, bridge > hi, bridge < lo)
+
+def fit_young(W, age)->np.ndarray: # age (n,) in years, nan: unknown -> (n,)
+    "Scores of childhood: the style's plus .3 for each year below 21"
+    return style_scores(W, age < 16, age > 28, 1e-2) + .3*(21 - age)
+
+# %% ../../nbs/train/00_donors.ipynb #c8b3ece8
 EDGES = dict(age=[0, 15, 20, 25, 30, 35, 40, 50, 60, 100], L=[0, 30, 40, 50, 60, 70, 80, 100], yaw=[-90, -25, -15, -5, 5, 15, 25, 90], male=[0, .2, .4, .6, .8, 1.001])
 
 def balance(t)->dict: # name -> shares of the bins of EDGES
@@ -150,7 +159,7 @@ def balance(t)->dict: # name -> shares of the bins of EDGES
         c = np.histogram(a[k][np.isfinite(a[k])], e)[0]; out[k] = [round(float(x), 3) for x in c/max(c.sum(), 1)]
     return out
 
-# %% ../../nbs/train/00_donors.ipynb #fe032923
+# %% ../../nbs/train/00_donors.ipynb #a2b025f2
 def pack(W, t)->dict: # styles and table of the clean people -> arrays of the file
     "What a bank stores"
     S = fit_shape(t['mesh'], t['blendshapes']); f16 = lambda a: np.asarray(a, np.float16)
@@ -162,7 +171,7 @@ def pick(t, which)->dict:
     "Some rows of a table"
     return {k: v[which] for k, v in t.items()}
 
-# %% ../../nbs/train/00_donors.ipynb #9937b44d
+# %% ../../nbs/train/00_donors.ipynb #f898e84e
 LICENCE = dict(licence='research and other non-commercial use, after the weights of face_generator',
     licence_weights='styles, meshes and codes of pictures of face_generator, which is distilled from StyleGAN2-FFHQ, whose terms are non-commercial (Nvidia Source Code License-NC; FFHQ images CC BY-NC-SA 4.0)',
     origin='made here from face_generator (MobileStyleGAN); nobody in it exists', terms='research and other non-commercial use')
@@ -180,7 +189,7 @@ def metrics_of(t, why, samples)->dict: # the first `samples` were drawn, the oth
     return dict(described=len(why), donors=int(ok.sum()), left_out={str(x): int(y) for x, y in zip(n, k)}, dark=f((a['L'] < 50).mean()), age_min=f(a['age'].min()),
                 drawn=balance(pick(t, slice(samples))), steered=balance(pick(t, slice(samples, None))), bank=balance(pick(t, ok)))
 
-# %% ../../nbs/train/00_donors.ipynb #f898e84e
+# %% ../../nbs/train/00_donors.ipynb #8f00b8a1
 def once(path, make)->np.ndarray:
     "An array from its file, or made and kept there"
     path = Path(path)
@@ -196,7 +205,7 @@ def open_store(work, config)->Path:
     if json.loads((work/'config.json').read_text()) != json.loads(json.dumps(config)): raise ConfigError('holds a run with other settings', work, 'Give another --work folder or delete this one.')
     return work
 
-# %% ../../nbs/train/00_donors.ipynb #8f00b8a1
+# %% ../../nbs/train/00_donors.ipynb #cfff95cd
 def make_bank(out,                 # the bank, *.safetensors
               samples:int=4000,    # people drawn as they come
               steered:int=4141,    # people drawn and steered
@@ -215,14 +224,14 @@ def make_bank(out,                 # the bank, *.safetensors
     W2 = once(work/'steered.npy', lambda: half(steer(sample_styles(steered, r(1)), W1, t1, r(2)))) if steered else W1[:0]
     t2 = measure(W2, work, 'steered', describe, progress=progress)
     W, t = np.concatenate([W1, W2]), {k: np.concatenate([t1[k], t2[k]]) for k in SHAPES}
-    why = clean(t | dict(glasses=fit_glasses(W, t['look'][:, LOOK.index('bridge')])))
+    why = clean(t | dict(glasses=fit_glasses(W, t['look'][:, LOOK.index('bridge')]), young=fit_young(W, t['age'])))
     if (why == '').sum() < 2: raise ConfigError(f'only {(why == "").sum()} of {len(why)} people are clean', '--samples', 'Draw more.')
     arrays = pack(W[why == ''], pick(t, why == ''))
     with atomic_path(out, overwrite=overwrite) as tmp: save_file(arrays, tmp, metadata=dict(config=json.dumps(config)))
     return write_row(out, f'python -m deidnb.train.donors --samples {samples} --steered {steered} --seed {seed} -o {out.name}',
                      f'{samples} people drawn from face_generator, {steered} drawn and steered', seed, metrics_of(t, why, samples))
 
-# %% ../../nbs/train/00_donors.ipynb #c8cb2a69
+# %% ../../nbs/train/00_donors.ipynb #7d2e95fa
 def main(argv=None)->int:
     "python -m deidnb.train.donors"
     import argparse
@@ -237,5 +246,5 @@ def main(argv=None)->int:
     except KeyboardInterrupt: print('Stopped. The same command goes on from here.', file=sys.stderr); return 130
     print(f'{a.out}; its row is in {row}'); return 0
 
-# %% ../../nbs/train/00_donors.ipynb #7d2e95fa
+# %% ../../nbs/train/00_donors.ipynb #fb98c2ab
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
