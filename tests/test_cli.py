@@ -111,8 +111,11 @@ def many(n=16):
     for i in range(n): write_image(f'many/{i:02d}.png', np.roll(big, i, 0))
     return n
 
+# a job in the background of a shell ignores SIGINT; preexec_fn would fork this many-threaded process, which can hang
+START = 'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from deidnb.cli import main; sys.exit(main(sys.argv[1:]))'
+
 def start(*extra):
-    p = subprocess.Popen([sys.executable, '-m', 'deidnb.cli', 'deid', 'many', '-o', 'out', '-m', 'blur', *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    p = subprocess.Popen([sys.executable, '-c', START, 'deid', 'many', '-o', 'out', '-m', 'blur', *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.time()+60
     while len(list(Path('out').glob('[0-9]*.png'))) < 2 and time.time() < end and p.poll() is None: time.sleep(.01)
     return p
