@@ -77,7 +77,7 @@ class DonorBank:
     def __init__(self, path=None): # a safetensors file; default: the one that ships
         from safetensors.numpy import load_file
         z = load_file(path or package_dir()/'weights'/'donor_bank.safetensors')
-        self.shape, self.n = face_shape(), len(z['w'])
+        self.shape, self.n = FaceShape(z['shape_mean'].astype(np.float32), z['shape_expression'].astype(np.float32)), len(z['w'])
         self.w, self._mesh, self.code = z['w'], z['mesh'], z['code'].astype(np.float32)
         self.code /= np.linalg.norm(self.code, axis=1, keepdims=True)
         both = lambda a, b: np.concatenate([a, b]).astype(np.float32)

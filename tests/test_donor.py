@@ -1,0 +1,123 @@
+"Donor bank, choice and swap: what must hold for every face, and what must survive"
+import numpy as np, pytest
+from dataclasses import replace
+from deidnb.assets import example_faces
+from deidnb.core import ConfigError, InputError, rng
+from deidnb.faces.align import crop_native, paste
+from deidnb.faces.find import BLENDSHAPES, find_faces
+from deidnb.generate import donor as D, donor_bank as DB
+from deidnb.generate.donor_mesh import eye_distance, face_shape, transfer_shape
+
+@pytest.fixture(scope='module')
+def bank(): return DB.donor_bank()
+@pytest.fixture(scope='module')
+def faces():
+    pics = example_faces(6); return [(p, find_faces(p)[0]) for p in pics]
+
+def swapped(pic, face, seed=0, **kw):
+    crop = crop_native(pic, face); e = D.DonorSwap(**kw)(crop, rng=rng(seed, simulate=True))
+    return paste(pic, crop, e), e
+
+# -- the bank
+
+def test_bank_is_whole(bank):
+    assert bank.n >= 3000 and len(bank) == 2*bank.n
+    assert np.allclose(np.linalg.norm(bank.code, axis=1), 1, atol=1e-3)
+    for a in (bank.w, bank.code, bank.blendshapes, bank.turn, bank.look, bank.age, bank.male, bank.lids): assert np.isfinite(a.astype(np.float32)).all()
+    assert bank.blendshapes.min() >= 0 and bank.blendshapes.max() <= 1 and bank.age.min() >= 15
+    P = bank._mesh.astype(np.float32)/64; assert (P[..., :2] > -60).all() and (P[..., :2] < 572).all()
+
+def test_bank_is_balanced(bank):
+    n = bank.n; dark = (bank.look[:n, 0] < 50).mean(); male = (bank.male[:n] > .5).mean(); aside = (np.abs(bank.turn[:n, 0]) > 15).mean()
+    assert dark > .12 and .35 < male < .65 and aside > .15
+
+def test_mirrored_donor(bank):
+    i = 17; P, Q = bank.mesh(i), bank.mesh(i + bank.n)
+    assert np.allclose(bank.turn[i, 0], -bank.turn[i + bank.n, 0]) and np.array_equal(DB.donor_picture(bank, i)[:, ::-1], DB.donor_picture(bank, i + bank.n))
+    assert np.abs(np.sort(511 - P[:, 0]) - np.sort(Q[:, 0])).max() < 1e-3
+
+def test_stored_meshes_fit_the_pictures(bank):
+    for i in (5, 900, 2500):
+        P, f = bank.mesh(i), find_faces(DB.donor_picture(bank, i))[0]
+        assert np.linalg.norm((P - f.landmarks)[:468, :2], axis=1).mean() < .04*eye_distance(P)
+
+# -- the choice
+
+def test_random_choice_is_uniform():
+    cost, r = np.arange(100.), rng(0, simulate=True); n = np.bincount([DB.choose_donor(cost, r, pool=10) for _ in range(5000)], minlength=100)
+    assert n[10:].sum() == 0 and ((n[:10]-500)**2/500).sum() < 27.9     # chi-squared, 9 degrees of freedom, p = .001
+
+def test_far_keeps_the_least_like():
+    cost, like, r = np.arange(100.), np.linspace(1, -1, 100), rng(0, simulate=True)
+    assert {DB.choose_donor(cost, r, pool=40, like=like, far=.25) for _ in range(400)} == set(range(30, 40))
+    assert {DB.choose_donor(cost, r, pool=40, like=-like, far=.25) for _ in range(400)} == set(range(10))
+
+def test_exponential_choice_has_the_stated_epsilon():
+    eps, r = 2., rng(0, simulate=True); a, b = np.zeros(50), np.full(50, 1e9); a[0], b[0] = 1e9, 0; n = 40000
+    pa, pb = ((np.array([DB.choose_donor(c, r, 'exponential', epsilon=eps) for _ in range(n)]) == 0).mean() for c in (a, b))
+    assert pa < pb and np.log(pb/pa) <= eps + .15 and np.log(pb/pa) > .5
+
+def test_keyed_choice(faces):
+    crop = crop_native(*faces[0]); one = lambda k, lv=0: D.DonorSwap(choice='key', key=k, level=lv)(crop, rng=None).info['donor']
+    assert one('a') == one('a') and len({one(str(k)) for k in range(6)}) > 2 and one('a', 1) != one('a')
+
+@pytest.mark.parametrize('kw', [dict(weight=-1), dict(weight=9), dict(far=0), dict(far=1.5), dict(pool=0), dict(choice='best'), dict(choice='key'), dict(epsilon=0), dict(detail=2)])
+def test_bad_settings_are_named(kw):
+    with pytest.raises(ConfigError) as e: D.DonorSwap(**kw)
+    assert next(iter(kw)) in str(e.value) or 'key' in str(e.value)
+
+def test_ladder_only_gets_stronger():
+    steps = [D.DonorSwap().escalate(k).config for k in range(1, len(D.LADDER))]
+    for a, b in zip(steps, steps[1:]): assert b['far'] <= a['far'] and all(b[k] >= a[k] for k in ('weight', 'detail', 'pool', 'limit', 'wide', 'level'))
+    assert D.DonorSwap().escalate(len(D.LADDER)) is None and D.DonorSwap(weight=2.5).escalate(1).config['weight'] == 2.5
+
+# -- the swap
+
+def test_only_what_is_marked_changes(faces):
+    for p, f in faces[:3]:
+        crop = crop_native(p, f); e = D.DonorSwap()(crop, rng=rng(1, simulate=True)); far = e.mask == 0
+        assert far.any() and np.abs(e.image[far].astype(int) - crop.image[far]).max() <= 1 and e.mask.max() <= 1 and e.image.dtype == np.uint8
+
+def test_weight_zero_keeps_the_shape(faces, bank):
+    f = faces[0][1]; Q = transfer_shape(face_shape(), f.landmarks, f.blendshapes, bank.mesh(3), bank.blendshapes[3], 0.)
+    assert np.allclose(Q, f.landmarks, atol=1e-3)
+
+def blend(face, *names): return np.mean([face.blendshapes[BLENDSHAPES.index(n)] for n in names])
+
+@pytest.mark.parametrize('names', [('jawOpen',), ('eyeBlinkLeft', 'eyeBlinkRight'), ('mouthSmileLeft', 'mouthSmileRight'), ('mouthPucker',)])
+def test_expressions_survive(bank, names):
+    "Donors that show an expression most are the targets; the change is compared with what it would be if the expression were lost"
+    score = bank.blendshapes[:bank.n][:, [BLENDSHAPES.index(n) for n in names]].mean(1); kept = []
+    for i in np.argsort(-score)[3:9]:
+        pic = DB.donor_picture(bank, int(i)); f = find_faces(pic)[0]; g = find_faces(swapped(pic, f, seed=int(i))[0])
+        assert g; kept.append((blend(g[0], *names) - np.median(score)) / max(blend(f, *names) - np.median(score), .05))
+    assert np.median(kept) > .6, kept
+
+@pytest.mark.parametrize('side', [24, 60, 1400])
+def test_sizes(faces, side):
+    import cv2
+    p, f = faces[2]; k = side/f.size; im = cv2.resize(p, None, fx=k, fy=k, interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_CUBIC)
+    g = replace(f, box=f.box*k, points5=f.points5*k, landmarks=f.landmarks*k); out, e = swapped(im, g)
+    x = slice(int(g.box[1]), int(g.box[3])), slice(int(g.box[0]), int(g.box[2])); assert out.shape == im.shape and np.abs(out[x].astype(int) - im[x]).mean() > 3
+
+def test_at_the_border_and_turned(faces):
+    p, f = faces[4]; cut = int((f.box[0] + f.box[2])/2)
+    for im, m in ((p[:, cut-20:], [[1, 0, 20-cut], [0, 1, 0]]), (np.ascontiguousarray(np.rot90(p, 2)), [[-1, 0, p.shape[1]-1], [0, -1, p.shape[0]-1]])):
+        m = np.array(m, np.float32); P = f.landmarks.copy(); P[:, :2] = P[:, :2] @ m[:, :2].T + m[:, 2]
+        b = (f.box.reshape(2, 2) @ m[:, :2].T + m[:, 2]); g = replace(f, box=np.r_[b.min(0), b.max(0)], points5=f.points5 @ m[:, :2].T + m[:, 2], landmarks=P)
+        out, _ = swapped(np.ascontiguousarray(im), g); assert out.shape == im.shape and not np.array_equal(out, im)
+
+def test_no_mesh_no_swap(faces):
+    p, f = faces[0]
+    with pytest.raises(InputError, match='mesh'): swapped(p, replace(f, landmarks=None))
+
+def test_passes_the_gate_and_keeps_the_face():
+    from deidnb import Deidentifier
+    d = Deidentifier('donor_swap'); done = [d.photo(p).faces[0] for p in example_faces(8)]
+    assert sum(r.outcome == 'protected' for r in done) >= 7 and all(r.refound for r in done if r.outcome == 'protected')
+    for r in done:
+        for s in r.scores.values(): assert s['score'] < s['threshold']
+
+def test_grey_photo_stays_grey(faces):
+    p, f = faces[0]; grey = np.repeat(p.mean(2).astype(np.uint8)[..., None], 3, 2); out, _ = swapped(grey, f)
+    assert np.abs(out.astype(int) - out.mean(2, keepdims=True)).max() <= 3
