@@ -54,3 +54,10 @@ def test_the_broken_file_must_be_refused(tmp_path, monkeypatch):
         out = make(folder, overwrite, names); (folder/'broken.jpg').write_bytes(make(folder/'..'/'other')[1].read_bytes()); return out
     monkeypatch.setattr(demo, 'make_inputs', mended)
     assert demo.run(tmp_path/'out', 'mask', names=('broken.jpg',)) == 1
+
+def test_the_default_demo_is_drawn_with_a_fixed_seed(tmp_path):
+    r = demo.protect(tmp_path/'out', names=('formats/rotated.jpg',))
+    assert r['d'].seed is not None and r['d'].simulate and all(p['receipt']['simulated'] for p in r['photos'].values())
+    assert demo.protect(tmp_path/'mask', 'mask', names=('formats/rotated.jpg',))['d'].seed is None
+    page = demo.write(tmp_path/'out', r)['report'].read_text()
+    assert 'fixed seed' in page
