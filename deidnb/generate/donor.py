@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POUT', 'LADDER', 'soft', 'weighted_blur', 'face_region', 'features_region', 'skin_likeness', 'hairline_zone',
            'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'keep_parts', 'steer_gaze', 'lab',
-           'swap_face', 'DonorSwap']
+           'draw_donor', 'swap_face', 'DonorSwap']
 
 # %% ../../nbs/generate/13_donor.ipynb #274814a1
 import numpy as np, cv2
@@ -41,7 +41,8 @@ def face_region(hw, Q,  # window size; mesh in the window
 
 def features_region(hw, Q, unit)->np.ndarray:
     "Eyes, brows and lips, slightly grown: where colour is not skin"
-    m = np.max([fill(hw, Q[REGIONS[r]]) for r in ('left_eye','right_eye','left_brow','right_brow','lips_outer')], 0)
+    m = np.zeros(hw, np.float32)
+    for r in ('left_eye','right_eye','left_brow','right_brow','lips_outer'): cv2.max(m, fill(hw, Q[REGIONS[r]]), m)
     return cv2.dilate(m, np.ones((max(1, int(.06*unit)),)*2))
 
 def skin_likeness(lab, sample, inner, unit)->np.ndarray: # (h, w) 1 = like the skin of cheeks and nose, 0 = not
@@ -49,8 +50,9 @@ def skin_likeness(lab, sample, inner, unit)->np.ndarray: # (h, w) 1 = like the s
     s = lab[sample > .5]
     if len(s) < 12: return np.ones(lab.shape[:2], np.float32)
     med = np.median(s, 0); mad = np.maximum(1.48*np.median(np.abs(s-med), 0), [4, 2.5, 2.5])
-    local = .5*med + .5*weighted_blur(lab, inner*sample + .02*inner, .6*unit)[0]
-    return np.clip(2 - np.sqrt((((lab-local) / (mad*[3.2, 3, 3]))**2).sum(2)), 0, 1).astype(np.float32)
+    local = np.float32(.5*med) + np.float32(.5)*weighted_blur(lab, inner*sample + .02*inner, .6*unit)[0]
+    d = (lab-local) / np.float32(mad*[3.2, 3, 3])
+    return np.clip(2 - cv2.magnitude(cv2.magnitude(d[..., 0], d[..., 1]), d[..., 2]), 0, 1)
 
 def hairline_zone(hw, Q, unit)->np.ndarray:
     "0 below the brows, 1 above: only there may hair of the target cover the new face"
@@ -60,13 +62,17 @@ def hairline_zone(hw, Q, unit)->np.ndarray:
 # %% ../../nbs/generate/13_donor.ipynb #968bd110
 def carry_surroundings(image, P, Q, unit)->tuple: # moved picture, displacement length (h, w) in px
     "Move what is around the face with its outline"
-    h, w = image.shape[:2]; f = min(1., 64/max(h, w)); o = Q[REGIONS['oval'], :2]; move = (Q-P)[REGIONS['oval'], :2]
+    o, move, out, length = Q[REGIONS['oval'], :2], (Q-P)[REGIONS['oval'], :2], image.copy(), np.zeros(image.shape[:2], np.float32)
+    lo, hi = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (o.min(0) - .76*unit, o.max(0) + .76*unit + 1))
+    win, (w, h) = np.s_[lo[1]:hi[1]+1, lo[0]:hi[0]+1], hi - lo + 1; f = min(1., 48/max(h, w))
     y, x = np.mgrid[:max(8, round(h*f)), :max(8, round(w*f))].astype(np.float32)
-    d2 = ((x[..., None]/f - o[:, 0])**2 + (y[..., None]/f - o[:, 1])**2) / unit**2
+    d2 = ((x[..., None]/f + lo[0] - o[:, 0])**2 + (y[..., None]/f + lo[1] - o[:, 1])**2) / unit**2
     k = np.exp(-d2/(2*.18**2)) + 1e-9; fall = np.clip(1 - np.sqrt(d2.min(-1))/.75, 0, 1); fall = fall*fall*(3-2*fall)
-    field = cv2.resize(((k @ move) / k.sum(-1, keepdims=True) * fall[..., None]).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    return cv2.remap(image, x - field[..., 0], y - field[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.linalg.norm(field, axis=2)
+    field = cv2.resize(((k @ move) / k.sum(-1, keepdims=True) * fall[..., None]).astype(np.float32), (int(w), int(h)), interpolation=cv2.INTER_CUBIC)
+    x, y = np.arange(lo[0], hi[0]+1, dtype=np.float32)[None], np.arange(lo[1], hi[1]+1, dtype=np.float32)[:, None]
+    out[win] = cv2.remap(image, x - field[..., 0], y - field[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    length[win] = cv2.magnitude(field[..., 0], field[..., 1])
+    return out, length
 
 # %% ../../nbs/generate/13_donor.ipynb #cd25f13a
 def match_light(target, donor, # Lab float32 (h, w, 3)
@@ -80,8 +86,9 @@ def match_light(target, donor, # Lab float32 (h, w, 3)
 
 def match_chroma(target, donor, on)->np.ndarray:
     "Fade the donor's colours (a*, b*) where the target has hardly any, as in grey or tinted photos"
-    if on.sum() < 50: return donor
-    k = np.clip(1.5*target[on][:, 1:].std(0).sum() / (donor[on][:, 1:].std(0).sum() + 1e-3), 0, 1); m = donor[on][:, 1:].mean(0)
+    a, b = (x[::2, ::2][on[::2, ::2]][:, 1:] for x in (target, donor))
+    if len(a) < 20: return donor
+    k, m = np.float32(np.clip(1.5*a.std(0).sum() / (b.std(0).sum() + 1e-3), 0, 1)), b.mean(0)
     donor[..., 1:] = m + k*(donor[..., 1:] - m)
     return donor
 
@@ -124,30 +131,28 @@ def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
         if mx[y, x] < 0: continue
         step = (Pd[iris, :2] - [mx[y, x], my[y, x]]) * unit/eye_distance(Pd); length = np.linalg.norm(step)
         step *= min(1, most*unit/max(length, 1e-6)) * eye_distance(Pd)/unit
-        gy, gx = np.mgrid[:h, :w].astype(np.float32)
-        near = np.exp(-(((gx-t[0])**2 + (gy-t[1])**2)/(.2*unit)**2)**2) * soft(fill((h, w), Q[REGIONS[eye]]), .012*unit) * (mx >= 0)
-        mx += np.float32(step[0])*near; my += np.float32(step[1])*near
+        r = int(np.ceil(.35*unit)); x0, y0 = max(0, x-r), max(0, y-r); win = np.s_[y0:y+r+1, x0:x+r+1]; hw = mx[win].shape
+        gx, gy = np.arange(x0, x0+hw[1]) - t[0], (np.arange(y0, y0+hw[0]) - t[1])[:, None]
+        near = np.exp(-((gx**2 + gy**2)/(.2*unit)**2)**2) * soft(fill(hw, Q[REGIONS[eye], :2] - [x0, y0]), .012*unit) * (mx[win] >= 0)
+        mx[win] += np.float32(step[0]*near); my[win] += np.float32(step[1]*near)
     return mx, my
 
 # %% ../../nbs/generate/13_donor.ipynb #179137e2
 def lab(x): return cv2.cvtColor(x.astype(np.float32)/255, cv2.COLOR_RGB2LAB)
 
-def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blendshapes (52,) of its face
-              donor, Pd, bd,   # the donor's picture, mesh, blendshapes
-              weight=.8, detail=.35, limit=.3, # see `transfer_shape`
-              wide=False,      # cover more: a larger oval, less hair kept
-    )->tuple:                  # new window uint8, mask float32 of what changed, new mesh
-    "Draw the donor into the window"
-    S, unit, hw = face_shape(), max(eye_distance(P), .33*np.linalg.norm(P[10, :2] - P[152, :2])), image.shape[:2]
-    Q = transfer_shape(S, P, b, Pd, bd, weight, detail, limit)
-    base, length = carry_surroundings(image, P, Q, unit)
-    k = 1.15 * eye_distance(P) / eye_distance(Pd)
+def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline carried along; as it was
+               P, Q,        # meshes in it: the target's, its new one
+               unit, b,     # eye distance in px; blendshapes of the target
+               donor, Pd,   # the donor's picture and mesh
+               wide)->tuple: # uint8 picture, float32 mask
+    "Warp, light and blend"
+    hw, S = image.shape[:2], face_shape(); k = 1.15 * eye_distance(P) / eye_distance(Pd)
     if k < .85: donor, Pd = cv2.resize(donor, None, fx=k, fy=k, interpolation=cv2.INTER_AREA), Pd*np.float32(k)
     mx, my, inside = warp_map(Pd, Q, S.triangles, hw)
     new = cv2.remap(donor, *steer_gaze(mx, my, P, Q, Pd, unit), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     T, D, mask = lab(base), lab(new), face_region(hw, Q, unit, 1.12 if wide else 1.06) * inside
     inner = (mask > .25) * (1 - features_region(hw, Q, unit))
-    cheeks = np.max([fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek')] + [fill(hw, Q[[168,197,5,4,195,6]])], 0)
+    cheeks = cv2.max(cv2.max(*(fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek'))), fill(hw, Q[[168,197,5,4,195,6]]))
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
     hair = cv2.dilate(np.maximum(1-st, 1-sd) * hairline_zone(hw, Q, unit), np.ones((3, 3)))
     mask = mask * (1 - np.clip(soft(hair, .025*unit) * (.8 if wide else 1.3), 0, 1))
@@ -155,9 +160,23 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     skin = inner * (mask > .15) * st * sd + 1e-3*inner
     out = match_grain(T, match_light(T, D, mask, skin.astype(np.float32), unit), skin, unit)
     out = keep_parts(np.clip(cv2.cvtColor(out.astype(np.float32), cv2.COLOR_LAB2RGB), 0, 1)*255, image, P, Q, unit, np.asarray(b))
-    out = base + (out - base)*mask[..., None]
-    changed = np.clip(soft(np.maximum(mask > 0, length > .05).astype(np.float32), 1.)*2, 0, 1)
-    return out.round().clip(0, 255).astype(np.uint8), changed, Q
+    return (base + (out - base)*mask[..., None]).round().clip(0, 255).astype(np.uint8), mask
+
+def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blendshapes (52,) of its face
+              donor, Pd, bd,   # the donor's picture, mesh, blendshapes
+              weight=.8, detail=.35, limit=.3, # see `transfer_shape`
+              wide=False,      # cover more: a larger oval, less hair kept
+    )->tuple:                  # new window uint8, mask float32 of what changed, new mesh
+    "Draw the donor into the window"
+    S, unit = face_shape(), max(eye_distance(P), .33*np.linalg.norm(P[10, :2] - P[152, :2]))
+    Q = transfer_shape(S, P, b, Pd, bd, weight, detail, limit)
+    base, length = carry_surroundings(image, P, Q, unit)
+    lo, hi = Q[REGIONS['oval'], :2].min(0) - .3*unit, Q[REGIONS['oval'], :2].max(0) + .3*unit     # from here on only around the oval
+    (x0, y0), (x1, y1) = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (lo, hi)); win = np.s_[y0:y1+1, x0:x1+1]; shift = np.float32([x0, y0, 0])
+    out, mask = base.copy(), np.zeros(image.shape[:2], np.float32)
+    out[win], mask[win] = draw_donor(base[win], image[win], P - shift, Q - shift, unit, b, donor, Pd, wide)
+    changed = np.minimum(soft(((mask > 0) | (length > .05)).astype(np.float32), 1.)*2, 1)
+    return out, changed, Q
 
 # %% ../../nbs/generate/13_donor.ipynb #84cf7a35
 LADDER = [dict(), dict(far=.1, pool=200), dict(weight=1., far=.08, pool=300, detail=.5), dict(weight=1.3, far=.08, pool=400, detail=1., wide=True),
