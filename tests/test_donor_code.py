@@ -1,6 +1,6 @@
 "Donor code: the maps, the checks of what is asked, the cache, refinement"
 import numpy as np, pytest, torch
-from deidnb.assets import load_manifest
+from deidnb.assets import asset, load_manifest
 from deidnb.core import ConfigError, InputError, Face, package_dir, sha256
 from deidnb.faces.find import BLENDSHAPES
 from deidnb.generate import donor_code as C
@@ -13,13 +13,12 @@ D = C.donor_code()
 Z = unit(R.multivariate_normal(D.arrays['code_mean'], D.arrays['code_cov'], 6))
 
 def test_file_is_small_and_in_the_manifest():
-    path = package_dir()/'weights'/'donor_code.safetensors'; rows = load_manifest('weights')
-    row = next(r for r in (rows.values() if isinstance(rows, dict) else rows) if r['name'] == 'donor_code')
+    path = package_dir()/'weights'/'donor_code.safetensors'; row = load_manifest('weights')['donor_code']
     assert path.stat().st_size <= 4*2**20 and row['sha256'] == sha256(path) and row['metrics'] and 'non-commercial' in row['licence']
 
 def test_axes_are_white():
     assert np.allclose(D.white @ D.arrays['axes'], np.eye(512), atol=1e-2) and D.distance(D.arrays['mean']) < 1e-3
-    assert .7 < np.mean([D.distance(w) for w in sample_styles(30, np.random.default_rng(3))]) < 1.4
+    assert .7 < np.mean([D.distance(w) for w in sample_styles(20, np.random.default_rng(3))]) < 1.4
 
 @pytest.mark.parametrize('n', [1, 6])
 def test_one_and_many_agree(n):
@@ -80,4 +79,4 @@ def test_operators():
     assert operator('Reshape', dict(special_zero='true'), [t, torch.tensor([0, -1])]).shape == (2, 12)
     assert torch.allclose(operator('MatMul', dict(transpose_b='true'), [t[0], t[1]]), t[0] @ t[1].T)
     assert [v.shape[2] for v in operator('VariadicSplit', {}, [t, torch.tensor(2), torch.tensor([1, 3])])] == [1, 3]
-    with pytest.raises(ConfigError, match='0 layers'): ir_module(C.package_dir() and __import__('deidnb.assets').assets.asset('face_generator', 'MappingNetwork.xml'), 'no such layer')
+    with pytest.raises(ConfigError, match='0 layers'): ir_module(asset('face_generator', 'MappingNetwork.xml'), 'no such layer')
