@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['POUT', 'LADDER', 'soft', 'weighted_blur', 'face_region', 'features_region', 'skin_likeness', 'hairline_zone',
            'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'keep_parts', 'steer_gaze', 'lab',
-           'draw_donor', 'swap_face', 'DonorSwap']
+           'draw_donor', 'swap_face', 'known', 'appearance', 'own_code', 'donor_from_bank', 'donor_on_demand',
+           'DonorSwap']
 
 # %% ../../nbs/generate/13_donor.ipynb #274814a1
 import numpy as np, cv2
@@ -182,6 +183,39 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
 LADDER = [dict(), dict(far=.1, pool=200), dict(weight=1., far=.08, pool=300, detail=.5), dict(weight=1.3, far=.08, pool=400, detail=1., wide=True),
           dict(weight=1.6, far=.05, pool=600, detail=1., limit=.4, wide=True), dict(weight=1.8, far=.02, pool=1500, detail=1., limit=.45, wide=True)]
 
+def known(face, name, measure):
+    "What was measured on this face in an earlier attempt, or is measured now"
+    if face.notes is None: return measure()
+    if name not in face.notes: face.notes[name] = measure()
+    return face.notes[name]
+
+def appearance(crop, attributes=True)->tuple: # look (11,), age in years, probability of male; the latter None without attributes
+    "What a donor should have in common with the target"
+    from deidnb.identity.experts import age_gender
+    seen = look(canonical_texture(crop.image, crop.face.landmarks))
+    return (seen, *(float(v[0]) for v in age_gender([crop.image], [crop.face]))) if attributes else (seen, None, None)
+
+def own_code(crop)->np.ndarray: # (128,)
+    "SFace code of the target"
+    from deidnb.identity.experts import load_expert
+    return load_expert('sface').encode([crop.image], [crop.face])[0]
+
+def donor_from_bank(crop, c, rng, size)->tuple: # c: settings of `DonorSwap` -> picture, mesh, blendshapes, info
+    "A donor of similar appearance and unlike identity"
+    f, B, like, taken = crop.face, donor_bank(), None, []
+    seen, age, male = known(f, 'seen', lambda: appearance(crop, c['attributes'])); cost = donor_cost(B, f.landmarks, seen, f.blendshapes, age, male)
+    if c['choice'] != 'exponential' and c['far'] < 1: like = B.likeness(known(f, 'sface', lambda: own_code(crop)))
+    for _ in range(c['level'] if c['choice'] == 'key' else 0):   # with a key, level n takes the n-th choice
+        taken.append(choose_donor(cost, None, 'key', c['pool'], key=c['key'], taken=taken, like=like, far=c['far']))
+    i = choose_donor(cost, rng, c['choice'], c['pool'], c['epsilon'], c['key'], taken, like, c['far'])
+    return donor_picture(B, i, size), B.mesh(i, size), B.blendshapes[i], dict(donor=i, cost=round(float(cost[i]), 2))
+
+def donor_on_demand(crop, z, c, size)->tuple: # the same
+    "A donor with the identity code z"
+    from deidnb.generate.donor_code import demand
+    return demand(z, crop.face, *known(crop.face, 'seen', lambda: appearance(crop, c['attributes'])), steps=c['steps'], size=size)
+
+# %% ../../nbs/generate/13_donor.ipynb #60806437
 class DonorSwap:
     "Replace a face by that of a donor who does not exist, warped into its pose, expression and light"
     framing, needs_set, needs_mesh = 'native', False, True
@@ -198,13 +232,14 @@ class DonorSwap:
         key:str='',         # of 'key'
         attributes:bool=True, # match age and gender (FaceRes)
         wide:bool=False,    # cover more of the forehead and the rim
+        steps:int=4,        # of refinement, where a code asks for a donor
         level:int=0,        # of escalation; set by `escalate`
     ):
-        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6), ('far', far, 1e-3, 1)):
+        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6), ('far', far, 1e-3, 1), ('steps', steps, 0, 100)):
             if not lo <= v <= hi: raise ConfigError(f'must lie in {lo:g}..{hi:g}, got {v}', n)
         if choice not in ('random', 'exponential', 'key'): raise ConfigError(f'no way of choosing called {choice!r}', 'choice', "Use 'random', 'exponential' or 'key'.")
         if choice == 'key' and not key: raise ConfigError('a key is needed', 'key', "Pass key='a long secret' with choice='key'.")
-        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, wide=wide, level=level)
+        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, wide=wide, steps=int(steps), level=level)
 
     @property
     def guarantee(self): return choice_guarantee(self.config['choice'], self.config['epsilon'], self.config['far'])
@@ -215,34 +250,10 @@ class DonorSwap:
         step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items()}
         return type(self)(**{**self.config, **step, 'level': level})
 
-    def __call__(self, crop, z=None, *, rng)->Edit:
-        f, c, B = crop.face, self.config, donor_bank()
+    def __call__(self, crop, z=None, *, rng)->Edit: # z: SFace code (128,) that the donor should have; None: choose from the bank
+        f, c = crop.face, self.config
         if f.landmarks is None: raise InputError('no mesh fits this face', 'donor_swap', 'Use blur, pixelate or mask for it.')
-        known = {} if f.notes is None else f.notes
-        if 'cost' not in known: known['cost'] = self._cost(crop)
-        cost = known['cost']
-        like = None
-        if c['choice'] != 'exponential' and c['far'] < 1:
-            if 'sface' not in known: known['sface'] = self._code(crop)
-            like = B.likeness(known['sface'])
-        i = self._choose(cost, like, rng)
         size = 1024 if eye_distance(f.landmarks) > 220 else 512
-        out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor_picture(B, i, size), B.mesh(i, size), B.blendshapes[i],
-                                 c['weight'], c['detail'], c['limit'], c['wide'])
-        return Edit(out, mask, dict(donor=i, level=c['level'], weight=c['weight'], cost=round(float(cost[i]), 2)))
-
-    def _choose(self, cost, like, rng):
-        c, taken = self.config, []
-        for _ in range(c['level'] if c['choice'] == 'key' else 0):   # with a key, level n takes the n-th choice
-            taken.append(choose_donor(cost, None, 'key', c['pool'], key=c['key'], taken=taken, like=like, far=c['far']))
-        return choose_donor(cost, rng, c['choice'], c['pool'], c['epsilon'], c['key'], taken, like, c['far'])
-
-    def _cost(self, crop):
-        from deidnb.identity.experts import age_gender
-        f, age, male = crop.face, None, None
-        if self.config['attributes']: age, male = (float(v[0]) for v in age_gender([crop.image], [f]))
-        return donor_cost(donor_bank(), f.landmarks, look(canonical_texture(crop.image, f.landmarks)), f.blendshapes, age, male)
-
-    def _code(self, crop):
-        from deidnb.identity.experts import load_expert
-        return load_expert('sface').encode([crop.image], [crop.face])[0]
+        donor, Pd, bd, info = donor_from_bank(crop, c, rng, size) if z is None else donor_on_demand(crop, z, c, size)
+        out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, Pd, bd, c['weight'], c['detail'], c['limit'], c['wide'])
+        return Edit(out, mask, dict(info, level=c['level'], weight=c['weight']))
