@@ -54,10 +54,13 @@ def detections(a, src):
 # %% ../nbs/15_cli.ipynb #6548598c
 def deid(a)->int:
     "Protect a photo or a folder"
+    from deidnb.manifest import WRITABLE
     src, out = Path(a.src), Path(a.out)
     if not src.exists(): raise InputError('does not exist', src, 'Give a photo or a folder of photos.')
     d, faces = make(a), detections(a, src)
-    if src.is_file() and out.suffix and not out.is_dir(): return deid_file(a, d, src, out, faces)
+    if src.is_file() and out.suffix and not out.is_dir():
+        if out.suffix.lower() not in WRITABLE: raise ConfigError(f'{out.suffix} is no picture format that is written here', out, f"Use one of {' '.join(sorted(WRITABLE))}, or a folder that exists.")
+        return deid_file(a, d, src, out, faces)
     def report(name, rec):
         if rec['status'] == 'failed': complain(rec['error'])
         elif rec['status'] == 'done' and rec['outcome'] in ('fallback', 'no face found'): complain(f"{name}: {warning(rec)}")

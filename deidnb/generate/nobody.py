@@ -9,6 +9,7 @@ __all__ = ['Nobody', 'nobody', 'mean_style', 'sample_styles', 'fit_directions']
 import numpy as np
 from functools import lru_cache
 from ..assets import asset
+from ..compat import import_openvino
 from ..core import ConfigError
 
 # %% ../../nbs/generate/10_nobody.ipynb #3fe3c5d2
@@ -16,7 +17,7 @@ class Nobody:
     "Renders faces of people who do not exist from 512-d latents"
     dim = 512
     def __init__(self, threads:int=2): # CPU threads of one rendering
-        import openvino as ov
+        ov = import_openvino()
         core, folder = ov.Core(), asset('face_generator')
         load = lambda n: core.compile_model(str(folder/f'{n}.xml'), 'CPU', {'INFERENCE_NUM_THREADS': threads})
         self._map, self._synth = load('MappingNetwork'), load('SynthesisNetwork')

@@ -9,6 +9,7 @@ __all__ = ['BIG', 'dequantize', 'fold_constants', 'read_tfjs', 'tfjs_to_onnx', '
 import threading
 from pathlib import Path
 import numpy as np
+from ..compat import import_openvino
 from ..core import AssetError, ConfigError, atomic_path, sha256
 
 # %% ../../nbs/identity/01_graphs.ipynb #75708622
@@ -134,7 +135,7 @@ class Net:
     def __init__(self, path, threads=None, engine='openvino'): # engine: 'openvino' or 'onnxruntime'
         self.path, self.engine, self._local = Path(path), engine, threading.local(); threads = threads or cpu_threads()
         if engine == 'openvino':
-            import openvino as ov
+            ov = import_openvino()
             self._net = ov.Core().compile_model(str(path), 'CPU', dict(INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='f32'))
         elif engine == 'onnxruntime':
             import onnxruntime as ort
