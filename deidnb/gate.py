@@ -99,7 +99,7 @@ def window(rgb, face, pad=.6):
     return x0,y0,x1,y1,rgb[y0:y1, x0:x1]
 
 # %% ../nbs/11_gate.ipynb #6872eb19
-def ladder(generator, attempts:int=6):
+def ladder(generator, attempts:int=8):
     "Yield (level, generator) from the mildest to the strongest"
     yield 0, generator
     if not hasattr(generator, 'escalate'): return
@@ -124,7 +124,7 @@ def escalate(
     generator,        # what changes a face
     apply,            # (generator) -> (picture, info); raises if the generator's answer is unusable
     check=None,       # (picture) -> Verdict, or None for no gate
-    attempts:int=6,   # at most so many levels
+    attempts:int=8,   # at most so many levels
     stop=(),          # exceptions to let through
 )->list[Attempt]:
     "Try level after level until one passes; the last attempt is the answer, and if it is not `ok` nothing was good enough"

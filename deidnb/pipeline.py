@@ -107,7 +107,7 @@ class Deidentifier:
         *,
         preset=None, strength=None, # names in the method's row
         gate=None,           # True, False, a `Gate`; None: what the method's row says
-        attempts:int=6,      # levels of escalation
+        attempts:int=8,      # levels of escalation
         seed:int|None=None, simulate=False, # reproducible noise: experiments only
         only=None, exclude=None, # boxes: protect only / do not protect faces whose centre is inside
         on_no_face='skip',   # 'skip' (not written), 'copy', 'blur-all'
@@ -162,7 +162,8 @@ def protect_face(d, source, current, face, noise):
     "One face of `source` changed in `current`: the new picture and the `FaceRecord`"
     from deidnb.faces.align import paste
     t, box = time.perf_counter(), [round(float(v), 1) if np.isfinite(v) else None for v in face.box]
-    if extent(face) is None: return cover(current, face), FaceRecord(box, 'fallback', why='the face has no usable box')
+    why = 'the face has no usable box' if extent(face) is None else 'no mesh fits this face' if getattr(d.generator, 'needs_mesh', False) and face.landmarks is None else ''
+    if why: return cover(current, face), FaceRecord(box, 'fallback', why=why)
     face, codes = replace(face, notes={}), {}
     def apply(g):
         crop = cut(g, source if d.needs_set else current, face)  # a set method knows its crops by their pixels, and releases none of them
