@@ -84,14 +84,14 @@ def test_weight_zero_keeps_the_shape(faces, bank):
 
 def blend(face, *names): return np.mean([face.blendshapes[BLENDSHAPES.index(n)] for n in names])
 
-@pytest.mark.parametrize('names', [('jawOpen',), ('eyeBlinkLeft', 'eyeBlinkRight'), ('mouthSmileLeft', 'mouthSmileRight'), ('mouthPucker',)])
-def test_expressions_survive(bank, names):
+@pytest.mark.parametrize('names, least', [(('jawOpen',), .6), (('eyeBlinkLeft', 'eyeBlinkRight'), .8), (('mouthSmileLeft', 'mouthSmileRight'), .8), (('browDownLeft', 'browDownRight'), .6), (('mouthPucker',), .45)])
+def test_expressions_survive(bank, names, least):
     "Donors that show an expression most are the targets; the change is compared with what it would be if the expression were lost"
     score = bank.blendshapes[:bank.n][:, [BLENDSHAPES.index(n) for n in names]].mean(1); kept = []
-    for i in np.argsort(-score)[3:9]:
+    for i in np.argsort(-score)[3:15]:
         pic = DB.donor_picture(bank, int(i)); f = find_faces(pic)[0]; g = find_faces(swapped(pic, f, seed=int(i))[0])
         assert g; kept.append((blend(g[0], *names) - np.median(score)) / max(blend(f, *names) - np.median(score), .05))
-    assert np.median(kept) > .6, kept
+    assert np.median(kept) > least, kept
 
 @pytest.mark.parametrize('side', [24, 60, 1400])
 def test_sizes(faces, side):

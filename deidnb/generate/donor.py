@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POUT', 'LADDER', 'soft', 'weighted_blur', 'face_region', 'features_region', 'skin_likeness', 'hairline_zone',
-           'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'keep_parts', 'steer_gaze', 'lab',
-           'draw_donor', 'swap_face', 'known', 'appearance', 'own_code', 'donor_from_bank', 'donor_on_demand',
+           'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'pout', 'keep_parts', 'steer_gaze',
+           'lab', 'draw_donor', 'swap_face', 'known', 'appearance', 'own_code', 'donor_from_bank', 'donor_on_demand',
            'DonorSwap']
 
 # %% ../../nbs/generate/13_donor.ipynb #274814a1
@@ -102,13 +102,17 @@ def match_grain(target, result, weight, unit)->np.ndarray:
 # %% ../../nbs/generate/13_donor.ipynb #411a882d
 POUT = [BLENDSHAPES.index(n) for n in ('mouthPucker','mouthFunnel')]
 
+def pout(b)->float:
+    "0 for other mouths, 1 for lips that pout clearly"
+    return float(np.clip((np.asarray(b)[POUT].max()-.1)/.12, 0, 1))
+
 def keep_parts(out, image,  # float (h, w, 3) result; uint8 (h, w, 3) the original window
                P, Q, unit,
                b)->np.ndarray: # blendshapes
     "Move the interior of an open mouth, pouting lips and closed lids with the mesh instead of replacing them"
     gap = np.linalg.norm(P[13, :2] - P[14, :2]) / unit
     parts = [('lips_inner', 'lips_inner', np.clip((gap-.03)/.03, 0, 1), .012),
-             ('lips_outer', 'lips_outer', np.clip((b[POUT].max()-.1)/.15, 0, 1), .04)]
+             ('lips_outer', 'lips_outer', pout(b), .04)]
     for eye, lids, top, bottom in (('left_eye', 'left_lids', 159, 145), ('right_eye', 'right_lids', 386, 374)):
         e = P[REGIONS[eye], :2]; opening = np.linalg.norm(P[top, :2] - P[bottom, :2]) / max(np.linalg.norm(e[0] - e[8]), 1e-3)
         parts.append((lids, lids, np.clip((.17-opening)/.05, 0, 1), .05))
@@ -160,7 +164,7 @@ def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline
     D = match_chroma(T, D, mask > .5)
     skin = inner * (mask > .15) * st * sd + 1e-3*inner
     out = match_grain(T, match_light(T, D, mask, skin.astype(np.float32), unit), skin, unit)
-    out = keep_parts(np.clip(cv2.cvtColor(out.astype(np.float32), cv2.COLOR_LAB2RGB), 0, 1)*255, image, P, Q, unit, np.asarray(b))
+    out = keep_parts(np.clip(cv2.cvtColor(out.astype(np.float32), cv2.COLOR_LAB2RGB), 0, 1)*255, image, P, Q, unit, b)
     return (base + (out - base)*mask[..., None]).round().clip(0, 255).astype(np.uint8), mask
 
 def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blendshapes (52,) of its face
@@ -171,6 +175,7 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     "Draw the donor into the window"
     S, unit = face_shape(), max(eye_distance(P), .33*np.linalg.norm(P[10, :2] - P[152, :2]))
     Q = transfer_shape(S, P, b, Pd, bd, weight, detail, limit)
+    Q[PARTS[4], :2] += pout(b) * (P[PARTS[4], :2] + (Q-P)[PARTS[4], :2].mean(0) - Q[PARTS[4], :2])     # pouting lips keep their form
     base, length = carry_surroundings(image, P, Q, unit)
     lo, hi = Q[REGIONS['oval'], :2].min(0) - .3*unit, Q[REGIONS['oval'], :2].max(0) + .3*unit     # from here on only around the oval
     (x0, y0), (x1, y1) = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (lo, hi)); win = np.s_[y0:y1+1, x0:x1+1]; shift = np.float32([x0, y0, 0])
