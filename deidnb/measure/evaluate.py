@@ -495,10 +495,10 @@ def _params(a)->dict:
 def main(argv=None)->int:
     "`deidnb evaluate`"
     a = parser().parse_args(argv); experts = tuple(x for x in a.experts.split(',') if x); kw = dict(limit=a.limit, people=a.people, work=a.work, experts=experts, progress=not a.quiet)
-    for x in a.data:
-        if not (a.method and x in ('lfw', 'celebahq')) and not Path(x).is_dir(): raise InputError('is no folder', x, 'Give a folder of pictures' + ('; with -m also lfw or celebahq.' if a.method else '.'))
     if not a.method:
         if len(a.data) != 2: raise ConfigError('needs two folders: originals and protected pictures', 'deidnb evaluate', 'Or name a method with -m.')
+        for x in a.data:
+            if not Path(x).is_dir(): raise InputError('is no folder', x, 'Give a folder of pictures.')
         tables = [evaluate_pairs(*a.data, n_boot=PRESETS[a.preset]['n_boot'] if a.limit is None else 1000, **kw)]
     else:
         if len(a.data) != 1: raise ConfigError('needs one folder or dataset with -m', 'deidnb evaluate')
