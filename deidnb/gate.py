@@ -63,13 +63,16 @@ class Gate:
         face:Face, # in the source
         codes:dict|None=None, # what `codes(source, face)` gave
     )->Verdict:
-        codes = codes or self.codes(source, face)
+        codes, out = codes or self.codes(source, face), {}
+        def ask(faces):
+            for n,e in self.experts.items():
+                s = judge(n, e.score(np.repeat(codes[n], len(faces), 0), e.encode([result]*len(faces), faces)), self.thresholds[n])
+                if n not in out or not s['passed'] or s['score'] > out[n]['score']: out[n] = s   # the worst counts
+                if not s['passed']: return False                                               # one is enough
+            return True
+        if not ask([face]): return Verdict(out)
         again = self.find_again(result, face) if self.refind else None
-        faces = [face] + ([again] if again is not None else [])
-        out = {}
-        for n,e in self.experts.items():
-            b = e.encode([result]*len(faces), faces)
-            out[n] = judge(n, e.score(np.repeat(codes[n], len(faces), 0), b), self.thresholds[n])
+        if again is not None: ask([again])
         return Verdict(out, (again is not None) if self.refind else None)
     def describe(self)->dict:
         "What the receipt says about the gate"
