@@ -169,7 +169,7 @@ def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline
 
 def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blendshapes (52,) of its face
               donor, Pd, bd,   # the donor's picture, mesh, blendshapes
-              weight=.9, detail=.35, limit=.3, # see `transfer_shape`
+              weight=.8, detail=.35, limit=.3, # see `transfer_shape`
               wide=False,      # cover more: a larger oval, less hair kept
     )->tuple:                  # new window uint8, mask float32 of what changed, new mesh
     "Draw the donor into the window"
@@ -185,7 +185,7 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     return out, changed, Q
 
 # %% ../../nbs/generate/13_donor.ipynb #84cf7a35
-LADDER = [dict(), dict(far=.06, pool=300), dict(weight=1., far=.05, pool=400, wide=True), dict(weight=1.1, far=.04, pool=500, detail=.5, wide=True),
+LADDER = [dict(), dict(weight=.9, far=.06, pool=300), dict(weight=1., far=.05, pool=400, wide=True), dict(weight=1.1, far=.04, pool=500, detail=.5, wide=True),
           dict(weight=1.2, far=.03, pool=800, detail=.6, wide=True), dict(weight=1.4, far=.025, pool=1000, detail=.8, limit=.35, wide=True),
           dict(weight=1.6, far=.02, pool=1500, detail=1., limit=.4, wide=True), dict(weight=1.8, far=.02, pool=2500, detail=1., limit=.45, wide=True)]
 
@@ -228,7 +228,7 @@ class DonorSwap:
     crop_args = dict(pad=.6, max_side=1400)
     strength = dict(light=dict(weight=.7, far=.5, pool=80), medium=dict(), strong=dict(weight=1.3, detail=1., far=.05, pool=400))
     def __init__(self,
-        weight:float=.9,    # how far the shape moves toward the donor's; above 1 exaggerates
+        weight:float=.8,    # how far the shape moves toward the donor's; above 1 exaggerates
         detail:float=.35,   # how much of the donor's form lids, brows and lips take
         limit:float=.3,     # largest displacement of a point in eye distances
         pool:int=240,       # how many donors of similar appearance to choose from
