@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POUT', 'LADDER', 'soft', 'weighted_blur', 'face_region', 'features_region', 'skin_likeness', 'hairline_zone',
-           'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'pout', 'keep_parts', 'steer_gaze',
-           'lab', 'draw_donor', 'swap_face', 'known', 'appearance', 'own_code', 'donor_from_bank', 'donor_on_demand',
-           'DonorSwap']
+           'side_zone', 'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'pout', 'keep_parts',
+           'steer_gaze', 'lab', 'draw_donor', 'swap_face', 'known', 'appearance', 'own_code', 'donor_from_bank',
+           'donor_on_demand', 'DonorSwap']
 
 # %% ../../nbs/generate/13_donor.ipynb #274814a1
 import numpy as np, cv2
@@ -60,7 +60,14 @@ def hairline_zone(hw, Q, unit)->np.ndarray:
     up = Q[168, :2] - Q[2, :2]; up = up / np.linalg.norm(up); y, x = np.mgrid[:hw[0], :hw[1]].astype(np.float32)
     return np.clip((x*up[0] + y*up[1] - (Q[[105,334], :2] @ up).max() - .03*unit) / (.12*unit), 0, 1)
 
-# %% ../../nbs/generate/13_donor.ipynb #968bd110
+# %% ../../nbs/generate/13_donor.ipynb #00aa5dca
+def side_zone(hw, Q, unit)->np.ndarray:
+    "0 between the outer corners of the eyes, 1 beside them: there the donor's hair may not come along"
+    r = Q[263, :2] - Q[33, :2]; r = r / np.linalg.norm(r)
+    t = np.arange(hw[1], dtype=np.float32)[None]*r[0] + np.arange(hw[0], dtype=np.float32)[:, None]*r[1]
+    return np.clip((np.maximum(Q[33, :2] @ r - t, t - Q[263, :2] @ r) + .02*unit) / (.1*unit), 0, 1)
+
+# %% ../../nbs/generate/13_donor.ipynb #d9a761fc
 def carry_surroundings(image, P, Q, unit)->tuple: # moved picture, displacement length (h, w) in px
     "Move what is around the face with its outline"
     o, move, out, length = Q[REGIONS['oval'], :2], (Q-P)[REGIONS['oval'], :2], image.copy(), np.zeros(image.shape[:2], np.float32)
@@ -75,7 +82,7 @@ def carry_surroundings(image, P, Q, unit)->tuple: # moved picture, displacement 
     length[win] = cv2.magnitude(field[..., 0], field[..., 1])
     return out, length
 
-# %% ../../nbs/generate/13_donor.ipynb #cd25f13a
+# %% ../../nbs/generate/13_donor.ipynb #1ffcb883
 def match_light(target, donor, # Lab float32 (h, w, 3)
                 mask, weight,  # (h, w): the face; reliable skin
                 unit, wide=.7)->np.ndarray:
@@ -99,7 +106,7 @@ def match_grain(target, result, weight, unit)->np.ndarray:
     if on.sum() > 50: result[..., 0] += (np.clip(a[on].std() / (b[on].std() + 1e-3), .5, 1.3) - 1) * b
     return result
 
-# %% ../../nbs/generate/13_donor.ipynb #411a882d
+# %% ../../nbs/generate/13_donor.ipynb #3c25d3ee
 POUT = [BLENDSHAPES.index(n) for n in ('mouthPucker','mouthFunnel')]
 
 def pout(b)->float:
@@ -123,7 +130,7 @@ def keep_parts(out, image,  # float (h, w, 3) result; uint8 (h, w, 3) the origin
         out = out + (own - out) * (soft(fill(out.shape, Q[REGIONS[area]]), blur*unit) * amount)[..., None]
     return out
 
-# %% ../../nbs/generate/13_donor.ipynb #8017f5f4
+# %% ../../nbs/generate/13_donor.ipynb #5e4ee0ac
 def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
                P, Q, Pd, # meshes: the target's, its new one, the donor's
                unit, most=.1)->tuple: # new map
@@ -142,7 +149,7 @@ def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
         mx[win] += np.float32(step[0]*near); my[win] += np.float32(step[1]*near)
     return mx, my
 
-# %% ../../nbs/generate/13_donor.ipynb #179137e2
+# %% ../../nbs/generate/13_donor.ipynb #42c52178
 def lab(x): return cv2.cvtColor(x.astype(np.float32)/255, cv2.COLOR_RGB2LAB)
 
 def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline carried along; as it was
@@ -159,7 +166,7 @@ def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline
     inner = (mask > .25) * (1 - features_region(hw, Q, unit))
     cheeks = cv2.max(cv2.max(*(fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek'))), fill(hw, Q[[168,197,5,4,195,6]]))
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
-    hair = cv2.dilate(np.maximum(1-st, 1-sd) * hairline_zone(hw, Q, unit), np.ones((3, 3)))
+    hair = cv2.dilate(np.maximum(np.maximum(1-st, 1-sd) * hairline_zone(hw, Q, unit), (1-sd) * side_zone(hw, Q, unit) * (.3 if wide else 1)).astype(np.float32), np.ones((3, 3)))
     mask = mask * (1 - np.clip(soft(hair, .025*unit) * (.8 if wide else 1.3), 0, 1))
     D = match_chroma(T, D, mask > .5)
     skin = inner * (mask > .15) * st * sd + 1e-3*inner
@@ -184,7 +191,7 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     changed = np.minimum(soft(((mask > 0) | (length > .05)).astype(np.float32), 1.)*2, 1)
     return out, changed, Q
 
-# %% ../../nbs/generate/13_donor.ipynb #84cf7a35
+# %% ../../nbs/generate/13_donor.ipynb #92acece4
 LADDER = [dict(), dict(weight=.9, far=.06, pool=300), dict(weight=1., far=.05, pool=400, wide=True), dict(weight=1.1, far=.04, pool=500, detail=.5, wide=True),
           dict(weight=1.2, far=.03, pool=800, detail=.6, wide=True), dict(weight=1.4, far=.025, pool=1000, detail=.8, limit=.35, wide=True),
           dict(weight=1.6, far=.02, pool=1500, detail=1., limit=.4, wide=True), dict(weight=1.8, far=.02, pool=2500, detail=1., limit=.45, wide=True)]
@@ -221,7 +228,7 @@ def donor_on_demand(crop, z, c, size)->tuple: # the same
     from deidnb.generate.donor_code import demand
     return demand(z, crop.face, *known(crop.face, 'seen', lambda: appearance(crop, c['attributes'])), steps=c['steps'], size=size)
 
-# %% ../../nbs/generate/13_donor.ipynb #60806437
+# %% ../../nbs/generate/13_donor.ipynb #33250bd6
 class DonorSwap:
     "Replace a face by that of a donor who does not exist, warped into its pose, expression and light"
     framing, needs_set, needs_mesh = 'native', False, True
