@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from deidnb.assets import asset, load_manifest
 from deidnb.core import ConfigError, InputError, Face, package_dir, sha256
 from deidnb.faces.find import BLENDSHAPES
-from deidnb.generate import donor_code as C
+from deidnb.generate import donor_bank as B, donor_code as C
 from deidnb.generate.preview import crop112, operator, ir_module
 from deidnb.generate.nobody import sample_styles
 from deidnb.identity.experts import unit
@@ -57,7 +57,7 @@ def test_refinement_helps_and_stays_near():
     assert C.Measured(shuffled.astype(np.float32)).cosine(Z[0]) < cosine - .2   # a random face at the same distance does not do
 
 def test_demand_and_its_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(C, 'cache_dir', lambda: tmp_path); f = C.Measured(sample_styles(1, np.random.default_rng(8))[0]).face
+    [monkeypatch.setattr(m, 'cache_dir', lambda: tmp_path) for m in (C, B)]; f = C.Measured(sample_styles(1, np.random.default_rng(8))[0]).face
     a = C.demand(Z[1], f, [65, 12, 15], steps=0); names = {p.name for p in (tmp_path/'donors').iterdir()}; monkeypatch.setattr(C, '_search', lambda *_, **__: pytest.fail('searched twice'))
     b = C.demand(Z[1], f, [65, 12, 15], steps=0); assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) and len(names) == 2
     for p in (tmp_path/'donors').glob('*.jpg'): p.write_bytes(b'broken')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXTURE', 'LOOK', 'MATCHED', 'SCALES', 'UTILITY_CAP', 'texture_layout', 'canonical_texture', 'look', 'head_turn',
-           'lid_opening', 'DonorBank', 'donor_bank', 'donor_picture', 'bank_id', 'donor_cost', 'choose_donor',
-           'choice_guarantee']
+           'lid_opening', 'DonorBank', 'donor_bank', 'style_picture', 'donor_picture', 'bank_id', 'donor_cost',
+           'choose_donor', 'choice_guarantee']
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #3dae86fa
 import numpy as np, cv2
@@ -104,17 +104,21 @@ def donor_bank()->DonorBank:
     return DonorBank()
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #396865fd
-def donor_picture(bank:DonorBank, i:int, size:int=512)->np.ndarray: # (size, size, 3) uint8
-    "The picture of donor i: from the cache, else rendered and cached"
+def style_picture(w, size:int, name:str)->np.ndarray: # (size, size, 3) uint8
+    "The rendering of a style (512,): from the cache, where it has that name, else rendered and cached"
     from deidnb.generate.nobody import nobody
-    path = cache_dir()/'donors'/f'{bank_id(bank)}-{i % bank.n:05d}-{size}.jpg'
+    path = cache_dir()/'donors'/f'{name}-{size}.jpg'
     im = cv2.imread(str(path)) if path.is_file() else None
     if im is None or im.shape != (size, size, 3):
-        im = np.ascontiguousarray(nobody().render(bank.w[i % bank.n], size)[..., ::-1])
+        im = np.ascontiguousarray(nobody().render(w, size)[..., ::-1])
         with atomic_path(path, overwrite=True) as tmp: tmp.write_bytes(cv2.imencode('.jpg', im, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
         im = cv2.imread(str(path))   # the same pixels as next time
-    im = im[..., ::-1] if i < bank.n else im[:, ::-1, ::-1]
-    return np.ascontiguousarray(im)
+    return np.ascontiguousarray(im[..., ::-1])
+
+def donor_picture(bank:DonorBank, i:int, size:int=512)->np.ndarray: # (size, size, 3) uint8
+    "The picture of donor i"
+    im = style_picture(bank.w[i % bank.n], size, f'{bank_id(bank)}-{i % bank.n:05d}')
+    return im if i < bank.n else np.ascontiguousarray(im[:, ::-1])
 
 def bank_id(bank)->str:
     "Eight characters that change with the bank"
