@@ -166,7 +166,7 @@ def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline
     inner = (mask > .25) * (1 - features_region(hw, Q, unit))
     cheeks = cv2.max(cv2.max(*(fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek'))), fill(hw, Q[[168,197,5,4,195,6]]))
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
-    hair = cv2.dilate(np.maximum(np.maximum(1-st, 1-sd) * hairline_zone(hw, Q, unit), (1-sd) * side_zone(hw, Q, unit) * (.3 if wide else 1)).astype(np.float32), np.ones((3, 3)))
+    hair = cv2.dilate(np.maximum(np.maximum(1-st, 1-sd) * hairline_zone(hw, Q, unit), (1-sd) * side_zone(hw, Q, unit) * (not wide)).astype(np.float32), np.ones((3, 3)))
     mask = mask * (1 - np.clip(soft(hair, .025*unit) * (.8 if wide else 1.3), 0, 1))
     D = match_chroma(T, D, mask > .5)
     skin = inner * (mask > .15) * st * sd + 1e-3*inner
@@ -192,7 +192,7 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     return out, changed, Q
 
 # %% ../../nbs/generate/13_donor.ipynb #92acece4
-LADDER = [dict(), dict(weight=.9, far=.06, pool=300), dict(weight=1., far=.05, pool=400, wide=True), dict(weight=1.1, far=.04, pool=500, detail=.5, wide=True),
+LADDER = [dict(), dict(far=.06, pool=300), dict(far=.05, pool=400, wide=True), dict(weight=.9, far=.04, pool=500, wide=True),
           dict(weight=1.2, far=.03, pool=800, detail=.6, wide=True), dict(weight=1.4, far=.025, pool=1000, detail=.8, limit=.35, wide=True),
           dict(weight=1.6, far=.02, pool=1500, detail=1., limit=.4, wide=True), dict(weight=1.8, far=.02, pool=2500, detail=1., limit=.45, wide=True)]
 
