@@ -110,7 +110,7 @@ def transform_face(f:Face, M)->Face:
     x0,y0,x1,y1 = f.box
     c = transform_points(M, [[x0,y0],[x1,y0],[x1,y1],[x0,y1]])
     return Face(np.r_[c.min(0), c.max(0)], transform_points(M, f.points5), f.score,
-                None if f.landmarks is None else transform_points(M, f.landmarks), f.blendshapes, f.pose, f.source)
+                None if f.landmarks is None else transform_points(M, f.landmarks), f.blendshapes, f.pose, f.source, f.notes)
 
 # %% ../nbs/00_core.ipynb #c731b543
 @dataclass(frozen=True)

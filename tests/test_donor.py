@@ -71,6 +71,20 @@ def test_ladder_only_gets_stronger():
     for a, b in zip(steps, steps[1:]): assert b['far'] <= a['far'] and all(b[k] >= a[k] for k in ('weight', 'detail', 'pool', 'limit', 'wide', 'level'))
     assert D.DonorSwap().escalate(len(D.LADDER)) is None and D.DonorSwap(weight=2.5).escalate(1).config['weight'] == 2.5
 
+def test_guarantee_covers_the_whole_ladder():
+    "The receipt's bound must hold for the strongest attempt, and may not deny the look at identity"
+    closest = min(D.DonorSwap().escalate(k).config['far'] for k in range(1, len(D.LADDER)))
+    for far in (1., .08, .001): assert f'more than {1/min(far, closest):.3g} times' in D.DonorSwap(far=far).guarantee.because
+    assert D.DonorSwap(choice='exponential', epsilon=2.).guarantee.epsilon == 2
+
+def test_a_face_is_measured_once(faces, monkeypatch):
+    "Attempts at one face share what was measured on it, through the crops; without notes nothing is kept"
+    seen = []; real = D.appearance; monkeypatch.setattr(D, 'appearance', lambda *a: seen.append(1) or real(*a)); p, f = faces[0]
+    for notes, times in (({}, 1), (None, 2)):
+        g = replace(f, notes=notes); seen.clear()
+        for k in (0, 1): D.DonorSwap(level=k)(crop_native(p, g), rng=rng(0, simulate=True))
+        assert len(seen) == times
+
 # -- the swap
 
 def test_only_what_is_marked_changes(faces):

@@ -239,7 +239,7 @@ class DonorSwap:
         detail:float=.35,   # how much of the donor's form lids, brows and lips take
         limit:float=.3,     # largest displacement of a point in eye distances
         pool:int=240,       # how many donors of similar appearance to choose from
-        far:float=.08,      # share of the pool whose identity code is least like the source's; 1: do not look at identity
+        far:float=.08,      # share of the pool whose identity code is least like the source's; 1: the first attempt does not look at identity
         choice:str='random',# 'random', 'exponential' or 'key'
         epsilon:float=2.,   # of 'exponential'
         key:str='',         # of 'key'
@@ -255,7 +255,8 @@ class DonorSwap:
         self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, wide=wide, steps=int(steps), level=level)
 
     @property
-    def guarantee(self): return choice_guarantee(self.config['choice'], self.config['epsilon'], self.config['far'])
+    def guarantee(self): # escalation may look closer at identity than the first attempt does
+        return choice_guarantee(self.config['choice'], self.config['epsilon'], min(self.config['far'], *(s['far'] for s in LADDER if 'far' in s)))
 
     def escalate(self, level:int):
         "The same method, stronger; None when there is nothing stronger"
