@@ -18,6 +18,7 @@ class Verdict:
     scores: dict = field(default_factory=dict) # recogniser -> dict(score, threshold, passed)
     refound: bool|None = None                  # whether a detector finds a face at the same place; None: not looked for
     excess: float = 0.                         # how far the worst score lies above the threshold that is wanted; 0 or less: clear
+    narrow: bool = False                       # a score lies within the margin below its threshold
     @property
     def passed(self): return bool(self.scores) and all(s['passed'] for s in self.scores.values())
 
@@ -38,6 +39,7 @@ class Gate:
         experts=('sface','faceres'), # names for `load_expert`, or objects with encode, score and threshold
         fpr:float=1e-3,              # false positive rate that fixes the thresholds
         wanted:float=1e-2,           # the same for a lower score that is preferred while attempts last
+        margin:float=.3,             # a score nearer to fpr's threshold than this share of the way to wanted's is a narrow escape
         refind:bool=True,            # also look at the face where a detector finds it in the result
         finder=None,                 # object with `.detect(rgb)`; None: the shared one
     ):
@@ -47,7 +49,9 @@ class Gate:
             experts = [load_expert(e) if isinstance(e, str) else e for e in experts]
         self.experts = {e.name: e for e in experts}
         self.fpr, self.refind, self.finder = fpr, refind, finder
+        if not 0 <= margin <= 1: raise ConfigError(f'must lie in 0..1, got {margin}', 'margin')
         self.thresholds, self.wanted = ({n: float(e.threshold(r)) for n,e in self.experts.items()} for r in (fpr, max(fpr, wanted)))
+        self.margin = margin
     def codes(self, rgb, face:Face)->dict:
         "Codes of the source face, one per recogniser"
         return {n: e.encode([rgb], [face]) for n,e in self.experts.items()}
@@ -76,10 +80,11 @@ class Gate:
         again = self.find_again(result, face) if self.refind else None
         if again is not None: ask([again])
         excess = max((s['score'] - self.wanted[n] for n,s in out.items() if s['passed']), default=0.)
-        return Verdict(out, (again is not None) if self.refind else None, round(excess, 4))
+        narrow = any(s['passed'] and s['score'] > self.thresholds[n] - self.margin*(self.thresholds[n] - self.wanted[n]) for n,s in out.items())
+        return Verdict(out, (again is not None) if self.refind else None, round(excess, 4), narrow)
     def describe(self)->dict:
         "What the receipt says about the gate"
-        return dict(experts=list(self.experts), fpr=self.fpr, thresholds={k: round(v, 4) for k,v in self.thresholds.items()}, wanted={k: round(v, 4) for k,v in self.wanted.items()}, refind=self.refind)
+        return dict(experts=list(self.experts), fpr=self.fpr, margin=self.margin, thresholds={k: round(v, 4) for k,v in self.thresholds.items()}, wanted={k: round(v, 4) for k,v in self.wanted.items()}, refind=self.refind)
 
 # %% ../nbs/11_gate.ipynb #03d321f4
 WHOLE = 1600 # px: up to this side the whole picture is searched again, as an attacker would
@@ -126,6 +131,8 @@ class Attempt:
     def ok(self): return self.image is not None and (self.verdict is None or self.verdict.passed)
     @property
     def excess(self): return self.verdict.excess if self.verdict else 0.
+    @property
+    def narrow(self): return bool(self.verdict and self.verdict.narrow)
 
 # %% ../nbs/11_gate.ipynb #6c2ea696
 def escalate(
@@ -133,7 +140,7 @@ def escalate(
     apply,            # (generator) -> (picture, info); raises if the generator's answer is unusable
     check=None,       # (picture) -> Verdict, or None for no gate
     attempts:int=8,   # at most so many levels
-    patience:int=4,   # from so many attempts on, one that passed is good enough; before, a clear one is wanted
+    patience:int=2,   # from so many attempts on, one that passed and is no narrow escape is good enough; before, a clear one is wanted
     stop=(),          # exceptions to let through
 )->list[Attempt]:
     "Try level after level; the last attempt of the list is the answer, and if it is not `ok` nothing was good enough"
@@ -148,6 +155,6 @@ def escalate(
         except stop: raise
         except Exception as e: tries.append(Attempt(level, error=f'{type(e).__name__}: {e}'[:300]))
         t = tries[-1]
-        if (t.ok and t.excess <= 0) or (t.error and not hasattr(generator, 'escalate')) or (len(tries) >= patience and any(x.ok for x in tries)): break
-    best = min((x for x in tries if x.ok), key=lambda x: x.excess, default=None)
+        if (t.ok and t.excess <= 0) or (t.error and not hasattr(generator, 'escalate')) or (len(tries) >= patience and any(x.ok and not x.narrow for x in tries)): break
+    best = min((x for x in tries if x.ok), key=lambda x: (x.narrow, x.excess), default=None)
     return [x for x in tries if x is not best] + [best] if best else tries

@@ -22,8 +22,8 @@ def swapped(pic, face, seed=0, **kw):
 
 def test_bank_is_whole(bank):
     assert bank.n >= 3000 and len(bank) == 2*bank.n
-    assert np.allclose(np.linalg.norm(bank.code, axis=1), 1, atol=1e-3)
-    for a in (bank.w, bank.code, bank.blendshapes, bank.turn, bank.look, bank.age, bank.male, bank.lids): assert np.isfinite(a.astype(np.float32)).all()
+    assert np.allclose(np.linalg.norm(bank.inner, axis=1), 1, atol=1e-3)
+    for a in (bank.w, bank.inner, bank.blendshapes, bank.turn, bank.look, bank.age, bank.male, bank.lids): assert np.isfinite(a.astype(np.float32)).all()
     assert bank.blendshapes.min() >= 0 and bank.blendshapes.max() <= 1 and bank.age.min() >= 15
     P = bank._mesh.astype(np.float32)/64; assert (P[..., :2] > -60).all() and (P[..., :2] < 572).all()
 
@@ -61,14 +61,14 @@ def test_keyed_choice(faces):
     crop = crop_native(*faces[0]); one = lambda k, lv=0: D.DonorSwap(choice='key', key=k, level=lv)(crop, rng=None).info['donor']
     assert one('a') == one('a') and len({one(str(k)) for k in range(6)}) > 2 and one('a', 1) != one('a')
 
-@pytest.mark.parametrize('kw', [dict(weight=-1), dict(weight=9), dict(far=0), dict(far=1.5), dict(pool=0), dict(choice='best'), dict(choice='key'), dict(epsilon=0), dict(detail=2)])
+@pytest.mark.parametrize('kw', [dict(weight=-1), dict(weight=9), dict(far=0), dict(far=1.5), dict(pool=0), dict(choice='best'), dict(choice='key'), dict(epsilon=0), dict(detail=2), dict(cover=2)])
 def test_bad_settings_are_named(kw):
     with pytest.raises(ConfigError) as e: D.DonorSwap(**kw)
     assert next(iter(kw)) in str(e.value) or 'key' in str(e.value)
 
 def test_ladder_only_gets_stronger():
     steps = [D.DonorSwap().escalate(k).config for k in range(1, len(D.LADDER))]
-    for a, b in zip(steps, steps[1:]): assert b['far'] <= a['far'] and all(b[k] >= a[k] for k in ('weight', 'detail', 'pool', 'limit', 'wide', 'level'))
+    for a, b in zip(steps, steps[1:]): assert b['far'] <= a['far'] and all(b[k] >= a[k] for k in ('weight', 'detail', 'pool', 'limit', 'cover', 'level'))
     assert D.DonorSwap().escalate(len(D.LADDER)) is None and D.DonorSwap(weight=2.5).escalate(1).config['weight'] == 2.5
 
 def test_guarantee_covers_the_whole_ladder():
@@ -135,3 +135,30 @@ def test_passes_the_gate_and_keeps_the_face():
 def test_grey_photo_stays_grey(faces):
     p, f = faces[0]; grey = np.repeat(p.mean(2).astype(np.uint8)[..., None], 3, 2); out, _ = swapped(grey, f)
     assert np.abs(out.astype(int) - out.mean(2, keepdims=True)).max() <= 3
+
+def test_rim_of_the_mirror_image(bank):
+    i = 40; a, b = (DB.rim(DB.donor_picture(bank, j), bank.mesh(j), bank.look[j, :3]) for j in (i, i + bank.n))
+    assert np.abs(a - b[::-1]).mean() < 2.5 and np.abs(bank.rim[i] - a).max() < 1 and np.array_equal(bank.rim[i + bank.n], bank.rim[i][::-1])
+    side = DB.LOOK.index('side'); assert bank.look[i, side] == -bank.look[i + bank.n, side] and bank.look[i, 0] == bank.look[i + bank.n, 0]
+
+def test_inner_code_sees_the_face_alone(bank):
+    "The stored code is that of the face: other hair and background leave it where it was"
+    from deidnb.train.donors import inner_code
+    for i in (3, 700, 2900):
+        pic = DB.donor_picture(bank, i); f = find_faces(pic)[0]; m = D.face_region(pic.shape[:2], f.landmarks, eye_distance(f.landmarks), 1.)[..., None] > 0
+        a, b = (inner_code(np.where(m, pic, c).astype(np.uint8), f) for c in (20, 230))
+        assert np.allclose(a, b, atol=1e-4) and a @ bank.inner[i] > .9 and bank.likeness(a).argmax() % bank.n == i
+
+def test_lips_and_brows_follow_the_target(faces):
+    import cv2
+    p, f = faces[0]; crop = crop_native(p, f); P = crop.face.landmarks; u = eye_distance(P); T = D.lab(crop.image); hw = T.shape[:2]
+    lips, brow = (D.fill(hw, P[D.REGIONS[r]])[..., None] for r in ('lips_outer', 'left_brow')); R = T.copy(); R[..., 1] += 15*lips[..., 0]
+    skin = np.median(T[(D.fill(hw, P[D.REGIONS['left_cheek']]) > .5)], 0); R = R + 1.*(R - skin)*brow*[1, 0, 0]
+    out = D.match_parts(T, R.astype(np.float32), P, P, u); left = lambda x, m, k: abs((((x - T)*m)[..., k]).sum())
+    assert left(out, lips, 1) < .7*left(R, lips, 1) and left(out, brow, 0) < .7*left(R, brow, 0)
+    still = D.match_parts(T, T.copy(), P, P, u); assert np.abs(still - T).max() < .1     # what agrees is left alone
+
+def test_skirt_reaches_past_the_mesh(faces, bank):
+    P = faces[1][1].landmarks; n = len(D.REGIONS['oval']); S = D.skirt(P, 1.3)
+    assert S.shape == (478+n, 3) and np.array_equal(S[:478], P) and D.skirt_triangles().max() == 477+n and len(D.skirt_triangles()) == len(face_shape().triangles) + 2*n
+    assert np.allclose(D.reach(1.), 1.) and D.reach(1.25).max() == pytest.approx(1.25) and D.reach(1.25).min() == pytest.approx(1.06)

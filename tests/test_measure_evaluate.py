@@ -148,6 +148,7 @@ def test_lfw_task():
     if data_dir() is None or not (data_dir()/'lfw'/'pairs.txt').is_file(): pytest.skip('needs LFW below $DEIDNB_DATA')
     t = E.lfw_task(); assert len(t.pairs) == 1500 and all(t.people[a] == t.people[b] and a != b for a, b in t.pairs) and set(t.protect) == {b for _, b in t.pairs}
     assert len(E.lfw_task(7).pairs) == 7
+    f = E.lfw_task(first=True); assert f.name == 'lfw-first' and not set(f.protect) & set(t.protect) and {(a, b) for b, a in f.pairs} <= set(t.pairs) and len(f.pairs) > 1000
 
 
 def test_measure_does_not_import_generate():

@@ -11,7 +11,7 @@ def invented(w, **change):
     "A description that depends on the style and on nothing else"
     g = np.random.default_rng(np.frombuffer(np.float32(w).tobytes(), np.uint32)); mesh = donor_bank().mesh(0) + g.normal(0, 2, (478, 3))
     code = g.standard_normal(128); look = CLEAN | dict(L=60 + 5*w[0], bridge=6 + 3*w[1]) | {k: v for k, v in change.items() if k in LOOK}
-    d = dict(found=1, mesh=mesh, blendshapes=g.random(52), turn=g.normal(0, 8, 2), look=[look[k] for k in LOOK], forehead=0, code=code/np.linalg.norm(code), age=40 + 10*w[2], male=g.random())
+    d = dict(found=1, mesh=mesh, blendshapes=g.random(52), turn=g.normal(0, 8, 2), look=[look[k] for k in LOOK], forehead=0, code=code/np.linalg.norm(code), inner=-code/np.linalg.norm(code), rim=g.normal(0, 10, (5, 3)), age=40 + 10*w[2], male=g.random())
     d |= {k: v for k, v in change.items() if k in d}
     return {k: np.asarray(d[k], np.float32).reshape(s) for k, s in T.SHAPES.items()}
 

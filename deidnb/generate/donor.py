@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['POUT', 'LADDER', 'soft', 'weighted_blur', 'face_region', 'features_region', 'skin_likeness', 'hairline_zone',
-           'side_zone', 'carry_surroundings', 'match_light', 'match_chroma', 'match_grain', 'pout', 'keep_parts',
-           'steer_gaze', 'lab', 'draw_donor', 'swap_face', 'known', 'appearance', 'own_code', 'donor_from_bank',
-           'donor_on_demand', 'DonorSwap']
+           'side_zone', 'skirt', 'reach', 'skirt_triangles', 'carry_surroundings', 'match_light', 'match_chroma',
+           'match_parts', 'match_grain', 'pout', 'keep_parts', 'steer_gaze', 'lab', 'draw_donor', 'swap_face', 'known',
+           'appearance', 'own_code', 'donor_from_bank', 'donor_on_demand', 'DonorSwap']
 
 # %% ../../nbs/generate/13_donor.ipynb #274814a1
 import numpy as np, cv2
+from functools import lru_cache
 from ..core import ConfigError, Edit, InputError
 from ..faces.masks import REGIONS, fill
 from ..faces.find import BLENDSHAPES
 from .donor_mesh import PARTS, eye_distance, face_shape, transfer_shape, warp_map
-from .donor_bank import choice_guarantee, choose_donor, canonical_texture, donor_bank, donor_cost, donor_picture, look
+from .donor_bank import choice_guarantee, choose_donor, canonical_texture, donor_bank, donor_cost, donor_picture, look, rim
 
 # %% ../../nbs/generate/13_donor.ipynb #43eb6b1e
 def soft(x, sigma):
@@ -34,10 +35,10 @@ def weighted_blur(x,      # (h, w, c) float32
 # %% ../../nbs/generate/13_donor.ipynb #24cee6ee
 def face_region(hw, Q,  # window size; mesh in the window
                 unit,   # eye distance in px
-                grow=.985)->np.ndarray: # float32 (h, w)
+                grow=.985)->np.ndarray: # float32 (h, w); a number, or one for each point of the oval
     "The oval of the mesh, feathered inward"
     o, c = Q[REGIONS['oval'], :2], Q[[1,168,4], :2].mean(0)
-    m = fill(hw, c + (o-c)*grow)
+    m = fill(hw, c + (o-c)*np.reshape(grow, (-1, 1)))
     return soft(np.clip((soft(m, .07*unit) - .5)*2, 0, 1), .035*unit)
 
 def features_region(hw, Q, unit)->np.ndarray:
@@ -68,6 +69,24 @@ def side_zone(hw, Q, unit)->np.ndarray:
     return np.clip((np.maximum(Q[33, :2] @ r - t, t - Q[263, :2] @ r) + .02*unit) / (.1*unit), 0, 1)
 
 # %% ../../nbs/generate/13_donor.ipynb #d9a761fc
+def skirt(P, by)->np.ndarray: # (478 + 36, 3)
+    "The mesh and its oval once more, `by` times as large, so that a warp reaches past the face"
+    o, c = P[REGIONS['oval']], P[[1,168,4]].mean(0)
+    return np.concatenate([P, c + (o-c)*np.float32(by)]).astype(np.float32)
+
+def reach(cover)->np.ndarray: # (36,)
+    "How far each point of the oval is moved out: by `cover` above the nose, little beside the jaw, where the donor's background is"
+    m = face_shape().mean[:, 1]; up = np.clip((m[4] - m[REGIONS['oval']])/.25, 0, 1)
+    return min(cover, 1.06) + max(cover - 1.06, 0)*up
+
+@lru_cache(1)
+def skirt_triangles(): # of the mesh and the skirt
+    S, o = face_shape(), REGIONS['oval']; n = len(o); M = skirt(S.mean, 1.2)[:, :2]
+    side = lambda t: np.sign((M[t[:, 1], 0]-M[t[:, 0], 0])*(M[t[:, 2], 1]-M[t[:, 0], 1]) - (M[t[:, 1], 1]-M[t[:, 0], 1])*(M[t[:, 2], 0]-M[t[:, 0], 0]))
+    ring = np.array([t for i in range(n) for t in ((o[i], o[(i+1) % n], 478+i), (o[(i+1) % n], 478+(i+1) % n, 478+i))])
+    return np.concatenate([S.triangles, ring if np.median(side(ring)) == np.median(side(S.triangles)) else ring[:, [0, 2, 1]]])
+
+# %% ../../nbs/generate/13_donor.ipynb #1ffcb883
 def carry_surroundings(image, P, Q, unit)->tuple: # moved picture, displacement length (h, w) in px
     "Move what is around the face with its outline"
     o, move, out, length = Q[REGIONS['oval'], :2], (Q-P)[REGIONS['oval'], :2], image.copy(), np.zeros(image.shape[:2], np.float32)
@@ -82,7 +101,7 @@ def carry_surroundings(image, P, Q, unit)->tuple: # moved picture, displacement 
     length[win] = cv2.magnitude(field[..., 0], field[..., 1])
     return out, length
 
-# %% ../../nbs/generate/13_donor.ipynb #1ffcb883
+# %% ../../nbs/generate/13_donor.ipynb #3c25d3ee
 def match_light(target, donor, # Lab float32 (h, w, 3)
                 mask, weight,  # (h, w): the face; reliable skin
                 unit, wide=.7)->np.ndarray:
@@ -100,13 +119,28 @@ def match_chroma(target, donor, on)->np.ndarray:
     donor[..., 1:] = m + k*(donor[..., 1:] - m)
     return donor
 
+# %% ../../nbs/generate/13_donor.ipynb #8017f5f4
+def match_parts(target, result, P, Q, unit, amount=.7)->np.ndarray:
+    "Lips in the mean colour of the target's (lipstick), brows in their contrast to the skin (white hair)"
+    hw = result.shape[:2]; mean = lambda x, m: (x*m[..., None]).sum((0, 1)) / m.sum()
+    lips = [np.clip(fill(hw, X[REGIONS['lips_outer']]) - fill(hw, X[REGIONS['lips_inner']]), 0, 1) for X in (P, Q)]
+    if min(m.sum() for m in lips) > 8:
+        shift = np.clip(mean(target, lips[0]) - mean(result, lips[1]), -20, 20)
+        result = result + np.float32(amount*shift) * soft(lips[1], .02*unit)[..., None]
+    for r in ('left_brow', 'right_brow'):
+        brows = [fill(hw, X[REGIONS[r]]) for X in (P, Q)]; skin = [np.clip(cv2.dilate(m, np.ones((max(3, int(.12*unit)),)*2)) - m, 0, 1) for m in brows]
+        if min(m.sum() for m in brows) < 8: continue
+        (own, _, _), near = mean(target, brows[0]) - mean(target, skin[0]), mean(result, skin[1]); c = (mean(result, brows[1]) - near)[0]
+        if c < -2: result = result + np.float32(amount*(np.clip(own/c, .3, 1.5) - 1)) * (result - near) * soft(brows[1], .03*unit)[..., None]
+    return result
+
 def match_grain(target, result, weight, unit)->np.ndarray:
     "Give the result's finest detail the strength of the target's: grain, sharpness, compression"
     k = max(.8, .025*unit); a, b = (x[..., 0] - soft(x[..., 0], k) for x in (target, result)); on = weight > .5
     if on.sum() > 50: result[..., 0] += (np.clip(a[on].std() / (b[on].std() + 1e-3), .5, 1.3) - 1) * b
     return result
 
-# %% ../../nbs/generate/13_donor.ipynb #3c25d3ee
+# %% ../../nbs/generate/13_donor.ipynb #179137e2
 POUT = [BLENDSHAPES.index(n) for n in ('mouthPucker','mouthFunnel')]
 
 def pout(b)->float:
@@ -130,7 +164,7 @@ def keep_parts(out, image,  # float (h, w, 3) result; uint8 (h, w, 3) the origin
         out = out + (own - out) * (soft(fill(out.shape, Q[REGIONS[area]]), blur*unit) * amount)[..., None]
     return out
 
-# %% ../../nbs/generate/13_donor.ipynb #5e4ee0ac
+# %% ../../nbs/generate/13_donor.ipynb #128b79ba
 def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
                P, Q, Pd, # meshes: the target's, its new one, the donor's
                unit, most=.1)->tuple: # new map
@@ -149,52 +183,55 @@ def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
         mx[win] += np.float32(step[0]*near); my[win] += np.float32(step[1]*near)
     return mx, my
 
-# %% ../../nbs/generate/13_donor.ipynb #42c52178
+# %% ../../nbs/generate/13_donor.ipynb #60806437
 def lab(x): return cv2.cvtColor(x.astype(np.float32)/255, cv2.COLOR_RGB2LAB)
 
 def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline carried along; as it was
                P, Q,        # meshes in it: the target's, its new one
                unit, b,     # eye distance in px; blendshapes of the target
                donor, Pd,   # the donor's picture and mesh
-               wide)->tuple: # uint8 picture, float32 mask
+               cover)->tuple: # uint8 picture, float32 mask
     "Warp, light and blend"
-    hw, S = image.shape[:2], face_shape(); k = 1.15 * eye_distance(P) / eye_distance(Pd)
+    hw, k = image.shape[:2], 1.15 * eye_distance(P) / eye_distance(Pd)
     if k < .85: donor, Pd = cv2.resize(donor, None, fx=k, fy=k, interpolation=cv2.INTER_AREA), Pd*np.float32(k)
-    mx, my, inside = warp_map(Pd, Q, S.triangles, hw)
+    mx, my, _ = warp_map(skirt(Pd, cover+.15), skirt(Q, cover+.15), skirt_triangles(), hw)
     new = cv2.remap(donor, *steer_gaze(mx, my, P, Q, Pd, unit), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    T, D, mask = lab(base), lab(new), face_region(hw, Q, unit, 1.12 if wide else 1.06) * inside
+    T, D, mask = lab(base), lab(new), face_region(hw, Q, unit, reach(cover))
     inner = (mask > .25) * (1 - features_region(hw, Q, unit))
     cheeks = cv2.max(cv2.max(*(fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek'))), fill(hw, Q[[168,197,5,4,195,6]]))
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
-    hair = cv2.dilate(np.maximum(np.maximum(1-st, 1-sd) * hairline_zone(hw, Q, unit), (1-sd) * side_zone(hw, Q, unit) * (not wide)).astype(np.float32), np.ones((3, 3)))
-    mask = mask * (1 - np.clip(soft(hair, .025*unit) * (.8 if wide else 1.3), 0, 1))
+    keep = 1.3 if cover < 1.1 else .8 if cover < 1.18 else 0.     # of the target's hair; where some is kept, the donor's does not come along
+    above, beside = hairline_zone(hw, Q, unit), side_zone(hw, Q, unit)
+    hair = np.maximum((1-st) * above * keep, (1-sd) * np.maximum(above, beside*(cover < 1.1)) * 1.3*(keep > 0)).astype(np.float32)
+    mask = mask * (1 - np.clip(soft(cv2.dilate(hair, np.ones((3, 3))), .025*unit), 0, 1))
     D = match_chroma(T, D, mask > .5)
     skin = inner * (mask > .15) * st * sd + 1e-3*inner
-    out = match_grain(T, match_light(T, D, mask, skin.astype(np.float32), unit), skin, unit)
+    out = match_parts(lab(image), match_light(T, D, mask, skin.astype(np.float32), unit), P, Q, unit)
+    out = match_grain(T, out, skin, unit)
     out = keep_parts(np.clip(cv2.cvtColor(out.astype(np.float32), cv2.COLOR_LAB2RGB), 0, 1)*255, image, P, Q, unit, b)
     return (base + (out - base)*mask[..., None]).round().clip(0, 255).astype(np.uint8), mask
 
 def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blendshapes (52,) of its face
               donor, Pd, bd,   # the donor's picture, mesh, blendshapes
               weight=.8, detail=.35, limit=.3, # see `transfer_shape`
-              wide=False,      # cover more: a larger oval, less hair kept
+              cover=1.18,      # size of what is replaced above the nose, in ovals of the mesh; up to 1.1 the target's hair is kept with care, from 1.18 on not at all
     )->tuple:                  # new window uint8, mask float32 of what changed, new mesh
     "Draw the donor into the window"
     S, unit = face_shape(), max(eye_distance(P), .33*np.linalg.norm(P[10, :2] - P[152, :2]))
     Q = transfer_shape(S, P, b, Pd, bd, weight, detail, limit)
     Q[PARTS[4], :2] += pout(b) * (P[PARTS[4], :2] + (Q-P)[PARTS[4], :2].mean(0) - Q[PARTS[4], :2])     # pouting lips keep their form
     base, length = carry_surroundings(image, P, Q, unit)
-    lo, hi = Q[REGIONS['oval'], :2].min(0) - .3*unit, Q[REGIONS['oval'], :2].max(0) + .3*unit     # from here on only around the oval
+    lo, hi = Q[REGIONS['oval'], :2].min(0) - .35*unit, Q[REGIONS['oval'], :2].max(0) + .35*unit     # from here on only around the oval
     (x0, y0), (x1, y1) = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (lo, hi)); win = np.s_[y0:y1+1, x0:x1+1]; shift = np.float32([x0, y0, 0])
     out, mask = base.copy(), np.zeros(image.shape[:2], np.float32)
-    out[win], mask[win] = draw_donor(base[win], image[win], P - shift, Q - shift, unit, b, donor, Pd, wide)
+    out[win], mask[win] = draw_donor(base[win], image[win], P - shift, Q - shift, unit, b, donor, Pd, cover)
     changed = np.minimum(soft(((mask > 0) | (length > .05)).astype(np.float32), 1.)*2, 1)
     return out, changed, Q
 
-# %% ../../nbs/generate/13_donor.ipynb #92acece4
-LADDER = [dict(), dict(far=.06, pool=300), dict(far=.05, pool=400, wide=True), dict(weight=.9, far=.04, pool=500, wide=True),
-          dict(weight=1.2, far=.03, pool=800, detail=.6, wide=True), dict(weight=1.4, far=.025, pool=1000, detail=.8, limit=.35, wide=True),
-          dict(weight=1.6, far=.02, pool=1500, detail=1., limit=.4, wide=True), dict(weight=1.8, far=.02, pool=2500, detail=1., limit=.45, wide=True)]
+# %% ../../nbs/generate/13_donor.ipynb #5c58def8
+LADDER = [dict(), dict(far=.05, pool=400, cover=1.2), dict(far=.05, pool=400, cover=1.2), dict(weight=.9, far=.04, pool=500, cover=1.2),
+          dict(weight=1., far=.03, pool=600, detail=.6, cover=1.2), dict(weight=1.1, far=.025, pool=800, detail=.6, cover=1.25),
+          dict(weight=1.3, far=.02, pool=1000, detail=.8, limit=.35, cover=1.25), dict(weight=1.6, far=.02, pool=1500, detail=1., limit=.4, cover=1.25)]
 
 def known(face, name, measure):
     "What was measured on this face in an earlier attempt, or is measured now"
@@ -216,7 +253,7 @@ def own_code(crop)->np.ndarray: # (128,)
 def donor_from_bank(crop, c, rng, size)->tuple: # c: settings of `DonorSwap` -> picture, mesh, blendshapes, info
     "A donor of similar appearance and unlike identity"
     f, B, like, taken = crop.face, donor_bank(), None, []
-    seen, age, male = known(f, 'seen', lambda: appearance(crop, c['attributes'])); cost = donor_cost(B, f.landmarks, seen, f.blendshapes, age, male)
+    seen, age, male = known(f, 'seen', lambda: appearance(crop, c['attributes'])); cost = donor_cost(B, f.landmarks, seen, f.blendshapes, age, male, known(f, 'rim', lambda: rim(crop.image, f.landmarks, seen[:3])))
     if c['choice'] != 'exponential' and c['far'] < 1: like = B.likeness(known(f, 'sface', lambda: own_code(crop)))
     for _ in range(c['level'] if c['choice'] == 'key' else 0):   # with a key, level n takes the n-th choice
         taken.append(choose_donor(cost, None, 'key', c['pool'], key=c['key'], taken=taken, like=like, far=c['far']))
@@ -228,31 +265,31 @@ def donor_on_demand(crop, z, c, size)->tuple: # the same
     from deidnb.generate.donor_code import demand
     return demand(z, crop.face, *known(crop.face, 'seen', lambda: appearance(crop, c['attributes'])), steps=c['steps'], size=size)
 
-# %% ../../nbs/generate/13_donor.ipynb #33250bd6
+# %% ../../nbs/generate/13_donor.ipynb #d8f4e309
 class DonorSwap:
     "Replace a face by that of a donor who does not exist, warped into its pose, expression and light"
     framing, needs_set, needs_mesh = 'native', False, True
     crop_args = dict(pad=.6, max_side=1400)
-    strength = dict(light=dict(weight=.7, far=.5, pool=80), medium=dict(), strong=dict(weight=1.3, detail=1., far=.05, pool=400))
+    strength = dict(light=dict(weight=.7, far=.5, pool=80, cover=1.06), medium=dict(), strong=dict(weight=1.3, detail=1., far=.05, pool=400))
     def __init__(self,
         weight:float=.8,    # how far the shape moves toward the donor's; above 1 exaggerates
         detail:float=.35,   # how much of the donor's form lids, brows and lips take
         limit:float=.3,     # largest displacement of a point in eye distances
-        pool:int=240,       # how many donors of similar appearance to choose from
-        far:float=.08,      # share of the pool whose identity code is least like the source's; 1: the first attempt does not look at identity
+        pool:int=300,       # how many donors of similar appearance to choose from
+        far:float=.06,      # share of the pool whose identity code is least like the source's; 1: the first attempt does not look at identity
         choice:str='random',# 'random', 'exponential' or 'key'
         epsilon:float=2.,   # of 'exponential'
         key:str='',         # of 'key'
         attributes:bool=True, # match age and gender (FaceRes)
-        wide:bool=False,    # cover more of the forehead and the rim
+        cover:float=1.18,   # size of what is replaced above the nose, in ovals of the mesh; see `swap_face`
         steps:int=4,        # of refinement, where a code asks for a donor
         level:int=0,        # of escalation; set by `escalate`
     ):
-        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6), ('far', far, 1e-3, 1), ('steps', steps, 0, 100)):
+        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('cover', cover, .9, 1.25), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6), ('far', far, 1e-3, 1), ('steps', steps, 0, 100)):
             if not lo <= v <= hi: raise ConfigError(f'must lie in {lo:g}..{hi:g}, got {v}', n)
         if choice not in ('random', 'exponential', 'key'): raise ConfigError(f'no way of choosing called {choice!r}', 'choice', "Use 'random', 'exponential' or 'key'.")
         if choice == 'key' and not key: raise ConfigError('a key is needed', 'key', "Pass key='a long secret' with choice='key'.")
-        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, wide=wide, steps=int(steps), level=level)
+        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, cover=cover, steps=int(steps), level=level)
 
     @property
     def guarantee(self): # escalation may look closer at identity than the first attempt does
@@ -261,7 +298,7 @@ class DonorSwap:
     def escalate(self, level:int):
         "The same method, stronger; None when there is nothing stronger"
         if level >= len(LADDER): return None
-        step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items()}
+        step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items() if not (self.config['choice'] == 'key' and k in ('far', 'pool'))}   # a key goes on in one pool
         return type(self)(**{**self.config, **step, 'level': level})
 
     def __call__(self, crop, z=None, *, rng)->Edit: # z: SFace code (128,) that the donor should have; None: choose from the bank
@@ -269,5 +306,5 @@ class DonorSwap:
         if f.landmarks is None: raise InputError('no mesh fits this face', 'donor_swap', 'Use blur, pixelate or mask for it.')
         size = 1024 if eye_distance(f.landmarks) > 220 else 512
         donor, Pd, bd, info = donor_from_bank(crop, c, rng, size) if z is None else donor_on_demand(crop, z, c, size)
-        out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, Pd, bd, c['weight'], c['detail'], c['limit'], c['wide'])
+        out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, Pd, bd, c['weight'], c['detail'], c['limit'], c['cover'])
         return Edit(out, mask, dict(info, level=c['level'], weight=c['weight']))

@@ -46,6 +46,10 @@ class FaceShape:
         self.neighbours = _averaging(self.triangles)
         self.mirror = _mirror(self.mean)
 
+    @classmethod
+    def stored(cls, z): # arrays of a bank's file
+        return cls(z['shape_mean'].astype(np.float32), z['shape_expression'].astype(np.float32))
+
     def canonical(self, P): # (478, 3) mesh in pixels -> canonical mesh, scale, rotation
         s, R, t = similarity(P[RIGID], self.mean[RIGID])
         return s * P @ R.T + t, s, R
@@ -87,8 +91,7 @@ def _upright(M): # symmetric about x = 0 to first order, eye distance 1, nose to
 def face_shape()->FaceShape:
     "The shape model that ships with the donor bank"
     from safetensors.numpy import load_file
-    z = load_file(package_dir()/'weights'/'donor_bank.safetensors')
-    return FaceShape(z['shape_mean'].astype(np.float32), z['shape_expression'].astype(np.float32))
+    return FaceShape.stored(load_file(package_dir()/'weights'/'donor_bank.safetensors'))
 
 # %% ../../nbs/generate/11_donor_mesh.ipynb #89840811
 def transfer_shape(shape:FaceShape,

@@ -49,16 +49,17 @@ def read_pairs(path)->tuple: # genuine [(key, key)], impostors [(key, key)]; key
     if not gen: raise InputError('no pairs in it', path, 'Use the official LFW pairs file.')
     return gen, imp
 
-def lfw_task(limit=None, root=None)->Task:
-    "Genuine pairs of LFW View 2; the second picture of each is protected"
+def lfw_task(limit=None, root=None, first=False)->Task:
+    "Genuine pairs of LFW View 2; the second picture of each is protected, or the `first` where no other pair protects it as its second"
     from deidnb.assets import dataset
     root = Path(root or dataset('lfw'))
     folder = next((f for f in ('images', 'lfw', '.') if (root/f).is_dir() and any((root/f).glob('*/*_0001.jpg'))), None)
     if folder is None: raise InputError('no pictures Name/Name_0001.jpg in it', root, 'Unpack lfw.tgz there.')
-    pairs = _thin(read_pairs(root/'pairs.txt')[0], limit); keys = dict.fromkeys(k for p in pairs for k in p)
+    pairs = read_pairs(root/'pairs.txt')[0]; second = {b for _,b in pairs}
+    pairs = _thin([(b, a) for a,b in pairs if a not in second] if first else pairs, limit); keys = dict.fromkeys(k for p in pairs for k in p)
     gone = [k for k in keys if not (root/folder/f'{k}.jpg').is_file()]
     if gone: raise InputError(f'{len(gone)} pictures named in pairs.txt are missing, such as {gone[0]}.jpg', root)
-    return Task('lfw', str(root), {k: f'{folder}/{k}.jpg' for k in keys}, {k: k.split('/')[0] for k in keys}, list(dict.fromkeys(b for _,b in pairs)), pairs)
+    return Task('lfw-first' if first else 'lfw', str(root), {k: f'{folder}/{k}.jpg' for k in keys}, {k: k.split('/')[0] for k in keys}, list(dict.fromkeys(b for _,b in pairs)), pairs)
 
 # %% ../../nbs/measure/04_evaluate.ipynb #1e08c367
 def read_people(path, names)->dict:
@@ -393,13 +394,13 @@ def evaluate_pairs(src, # folder of originals
 
 # %% ../../nbs/measure/04_evaluate.ipynb #302c78f8
 def make_task(data, limit=None, people=None)->Task:
-    "'lfw', 'celebahq' or a folder"
+    "'lfw', 'lfw-first', 'celebahq' or a folder"
     from deidnb.assets import dataset
-    if data == 'lfw': return lfw_task(limit)
+    if data in ('lfw', 'lfw-first'): return lfw_task(limit, first=data == 'lfw-first')
     if data == 'celebahq':
         root = dataset('celebahq'); sub = root/'CelebA-HQ-img'
         return folder_task(sub if sub.is_dir() else root, people, limit, name='celebahq')
-    if not Path(data).is_dir(): raise InputError('is neither a folder nor a known dataset', data, "Use 'lfw', 'celebahq' or a folder of pictures.")
+    if not Path(data).is_dir(): raise InputError('is neither a folder nor a known dataset', data, "Use 'lfw', 'lfw-first', 'celebahq' or a folder of pictures.")
     return folder_task(data, people, limit)
 
 def default_work(task, public)->tuple: # work folder, folder of the originals' records
@@ -407,9 +408,9 @@ def default_work(task, public)->tuple: # work folder, folder of the originals' r
     from deidnb.assets import cache_dir
     h = hashlib.sha256(str(Path(task.root).resolve()).encode()).hexdigest()[:10]
     base = cache_dir()/'derived'/'evaluate'
-    return base, base/f'originals-{task.name}-{h}' if public else None
+    return base, base/f"originals-{task.name.removesuffix('-first')}-{h}" if public else None
 
-def evaluate_method(method, data='lfw', # 'lfw', 'celebahq' or a folder
+def evaluate_method(method, data='lfw', # 'lfw', 'lfw-first', 'celebahq' or a folder
                     limit=None, preset='quick', out=None, work=None, experts=EXPERTS, people=None, jobs=1,
                     shard=(0, 1), # take every n-th chunk, starting at i: (i, n)
                     keep=True, # keep the protected pictures in the work folder
@@ -419,7 +420,7 @@ def evaluate_method(method, data='lfw', # 'lfw', 'celebahq' or a folder
     import tempfile
     if preset not in PRESETS: raise ConfigError(f'unknown preset {preset!r}', 'preset', did_you_mean(preset, PRESETS))
     limit, n_boot, params = limit or PRESETS[preset]['limit'], n_boot or PRESETS[preset]['n_boot'], dict(params or {})
-    task, public = make_task(data, limit, people), data in ('lfw', 'celebahq'); subject = name or (method if isinstance(method, str) else type(method).__name__)
+    task, public = make_task(data, limit, people), data in ('lfw', 'lfw-first', 'celebahq'); subject = name or (method if isinstance(method, str) else type(method).__name__)
     with tempfile.TemporaryDirectory() as tmp:
         base, records = default_work(task, public); w = Path(work) if work else base if public else Path(tmp); records = records or w/'originals'
         o = _originals(task, experts, records, progress, attributes); folder = work_folder(w, subject, task, [method if isinstance(method, str) else [type(method).__qualname__, vars(method)], params, list(o.experts), attributes, device])
@@ -470,7 +471,7 @@ def merge(tables, title='Results')->Table:
 def parser():
     import argparse
     p = argparse.ArgumentParser('deidnb evaluate', description='Measure privacy, utility and quality of protected pictures.')
-    p.add_argument('data', nargs='+', help='SRC DST: folders of originals and of protected pictures; with -m: lfw, celebahq or a folder')
+    p.add_argument('data', nargs='+', help='SRC DST: folders of originals and of protected pictures; with -m: lfw, lfw-first (the other picture of each pair), celebahq or a folder')
     p.add_argument('-m', '--method', help='protect with this method first (several: comma-separated; all)')
     p.add_argument('-o', '--out', metavar='FOLDER', help='write results.csv, .json, .md and .html there')
     p.add_argument('--people', metavar='CSV', help='who is on which picture: file,person'); p.add_argument('--experts', default=','.join(EXPERTS), help='recognisers (default: %(default)s)')
