@@ -129,6 +129,7 @@ def paste(rgb,  # (h, w, 3) uint8 picture; not modified
     else:
         T = np.c_[inv[:, :2], inv[:, 2]-[x0,y0]]; size = (x1-x0, y1-y0)
         e, m = warp(e, T, size), warp(m, T, size, border='zero', smooth=False)
+    bx, by, bw, bh = cv2.boundingRect((m > 0).astype(np.uint8)); e, m = e[by:by+bh, bx:bx+bw], m[by:by+bh, bx:bx+bw]; x0,y0,x1,y1 = x0+bx, y0+by, x0+bx+bw, y0+by+bh     # where something changes
     m = np.clip(m, 0, 1)[..., None]; old = out[y0:y1, x0:x1]
     new = np.clip(np.rint(old + (e.astype(np.float32)-old)*m), 0, 255).astype(np.uint8)
     out[y0:y1, x0:x1] = np.where(m > 0, new, old)

@@ -122,16 +122,16 @@ def match_chroma(target, donor, on)->np.ndarray:
 # %% ../../nbs/generate/13_donor.ipynb #8017f5f4
 def match_parts(target, result, P, Q, unit, amount=.7)->np.ndarray:
     "Lips in the mean colour of the target's (lipstick), brows in their contrast to the skin (white hair)"
-    hw = result.shape[:2]; mean = lambda x, m: (x*m[..., None]).sum((0, 1)) / m.sum()
-    lips = [np.clip(fill(hw, X[REGIONS['lips_outer']]) - fill(hw, X[REGIONS['lips_inner']]), 0, 1) for X in (P, Q)]
-    if min(m.sum() for m in lips) > 8:
-        shift = np.clip(mean(target, lips[0]) - mean(result, lips[1]), -20, 20)
-        result = result + np.float32(amount*shift) * soft(lips[1], .02*unit)[..., None]
-    for r in ('left_brow', 'right_brow'):
-        brows = [fill(hw, X[REGIONS[r]]) for X in (P, Q)]; skin = [np.clip(cv2.dilate(m, np.ones((max(3, int(.12*unit)),)*2)) - m, 0, 1) for m in brows]
-        if min(m.sum() for m in brows) < 8: continue
-        (own, _, _), near = mean(target, brows[0]) - mean(target, skin[0]), mean(result, skin[1]); c = (mean(result, brows[1]) - near)[0]
-        if c < -2: result = result + np.float32(amount*(np.clip(own/c, .3, 1.5) - 1)) * (result - near) * soft(brows[1], .03*unit)[..., None]
+    result = result.copy(); mean = lambda x, m: np.array(cv2.mean(x, (m > .5).astype(np.uint8))[:3])
+    for outer, inner in (('lips_outer', 'lips_inner'), ('left_brow', None), ('right_brow', None)):
+        both = np.concatenate([X[REGIONS[outer], :2] for X in (P, Q)]); top = np.array(result.shape[1::-1])
+        lo, hi = np.clip((both.min(0) - .2*unit).astype(int), 0, top-1), np.clip((both.max(0) + .2*unit).astype(int) + 1, 1, top); win = np.s_[lo[1]:hi[1], lo[0]:hi[0]]; t, r = target[win], result[win]
+        area = lambda X, name: fill(r.shape[:2], X[REGIONS[name], :2] - lo)
+        a, b = (area(X, outer) - (area(X, inner) if inner else 0) for X in (P, Q))
+        if min((a > .5).sum(), (b > .5).sum()) < 8: continue
+        if inner: result[win] = r + np.float32(amount*np.clip(mean(t, a) - mean(r, b), -20, 20)) * soft(np.clip(b, 0, 1), .02*unit)[..., None]; continue
+        rim = [cv2.dilate(m, np.ones((max(3, int(.12*unit)),)*2)) - m for m in (a, b)]; near = mean(r, rim[1]); own, c = (mean(t, a) - mean(t, rim[0]))[0], (mean(r, b) - near)[0]
+        if c < -2: result[win] = r + np.float32(amount*(np.clip(own/c, .3, 1.5) - 1)) * np.float32(r - near) * soft(b, .03*unit)[..., None]
     return result
 
 def match_grain(target, result, weight, unit)->np.ndarray:
