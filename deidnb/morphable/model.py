@@ -105,7 +105,7 @@ class Linear:
         key = (modes, str(like.dtype), str(getattr(like, 'device', '')))
         if key not in self._cache:
             s = getattr(self, MODES[modes]); n = _used(s)
-            out = getattr(self, mean).reshape(-1), (getattr(self, modes)[:n]*s[:n, None, None]).reshape(n, -1)
+            out = getattr(self, mean).reshape(-1), (getattr(self, modes)[:n]*s[:n, None, None]).reshape(n, self.mean.size)
             if is_torch(like): out = tuple(like.new_tensor(x) for x in out)
             self._cache[key] = out
         return self._cache[key]
