@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Speed of deidnb.morphable.render on this machine.
+
+Usage: bench_morphable.py [--threads 2] [--seconds 3]   milliseconds, best and median of repeated renders
+
+ICT heads need $DEIDNB_DATA/morphable; without it only spheres are timed. Gradients are with respect to all 261 coefficients.
+"""
+import argparse, statistics, time, numpy as np, torch
+from deidnb.core import data_dir
+from deidnb.morphable.model import Coefficients, load_ict, toy_model
+from deidnb.morphable.render import render
+
+def timed(f, seconds):
+    "Best and median milliseconds"
+    f(); f(); t, start = [], time.perf_counter()
+    while len(t) < 5 or time.perf_counter() - start < seconds:
+        a = time.perf_counter(); f(); t.append(1e3*(time.perf_counter() - a))
+    return min(t), statistics.median(t)
+
+def forward(m, x, n):
+    with torch.no_grad(): render(m, Coefficients.unpack(x), (n, n))
+
+def both(m, x, n):
+    x = x.detach().requires_grad_(); render(m, Coefficients.unpack(x), (n, n))['image'].sum().backward()
+
+def main():
+    p = argparse.ArgumentParser(); p.add_argument('--threads', type=int, default=2); p.add_argument('--seconds', type=float, default=2); a = p.parse_args()
+    torch.set_num_threads(a.threads); top = data_dir(); models = {'sphere': toy_model(4)}
+    if top and (top/'morphable').is_dir(): models |= {f'ICT {k}': load_ict(top/'morphable', k) for k in ('narrow', 'head')}
+    for name, m in models.items():
+        x = torch.as_tensor(m.sample(16, np.random.default_rng(0)).pack()); print(f'{name}: {len(m.mean)} vertices, {len(m.triangles)} triangles, {a.threads} threads')
+        for what, f, n in (('128 with gradients', both, 128), ('256 forward', forward, 256)):
+            (b1, m1), (b16, m16) = timed(lambda: f(m, x[:1], n), a.seconds), timed(lambda: f(m, x, n), a.seconds)
+            print(f'  {what:20s} one {b1:6.1f} best {m1:6.1f} median;  16 at once, per face {b16/16:6.1f} best {m16/16:6.1f} median;  ratio {m1/(m16/16):.1f}')
+
+if __name__ == '__main__': main()
