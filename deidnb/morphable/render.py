@@ -220,12 +220,14 @@ def encode(x): # linear light -> displayed values in [0, 1]
     x = x.clamp(0, 1)
     return torch.where(x <= .0031308, 12.92*x, 1.055*x.clamp(min=.0031308)**(1/2.4) - .055)
 
-def visible_vertices(X, xy, normals, depth, mask, tolerance=.03): # (B, V, 3), (B, V, 2), (B, V, 3), (B, H, W), (B, H, W) -> (B, V) bool
-    "Vertices that face the camera, lie in the picture and are not behind the nearest surface by more than `tolerance` eye distances"
-    B, h, w = depth.shape; q = xy.detach().round().clamp(-1, max(h, w)+1).long(); x, y = q.unbind(-1)
-    inside = (x >= 0) & (x < w) & (y >= 0) & (y < h) & (X[..., 2] > NEAR)
-    nearest = torch.where(mask, depth, torch.inf).flatten(1).gather(1, y.clamp(0, h-1)*w + x.clamp(0, w-1))
-    return inside & ((normals*X).sum(-1) < 0) & (X[..., 2] <= nearest + tolerance)
+def visible_vertices(X, xy, normals, depth, mask, # (B, V, 3), (B, V, 2), (B, V, 3), (B, H, W), (B, H, W)
+                     pixel=0.,       # width of a pixel at depth 1
+                     tolerance=.03): # eye distances
+    "(B, V) bool: faces the camera, lies in the picture, and is not behind what its nearest pixel shows by more than the tolerance plus the slope of the surface over a pixel"
+    B, h, w = depth.shape; x, y = xy.detach().round().clamp(-1, max(h, w)+1).long().unbind(-1); X = X.detach(); z = X[..., 2]
+    cos = -(normals.detach()*X).sum(-1) / X.norm(dim=-1).clamp(min=1e-9); slope = ((1-cos*cos).clamp(min=0).sqrt() / cos.clamp(min=.05))
+    nearest = torch.where(mask, depth.detach(), torch.inf).flatten(1).gather(1, y.clamp(0, h-1)*w + x.clamp(0, w-1))
+    return (x >= 0) & (x < w) & (y >= 0) & (y < h) & (z > NEAR) & (cos > 0) & (z <= nearest + tolerance + slope*pixel*z)
 
 def render(model,        # MorphableModel
            coefficients, # batch (B,) or none
@@ -247,4 +249,4 @@ def render(model,        # MorphableModel
     albedo, normals, uv = A.split([3, 3, A.shape[1]-6], 1); normals = unit(normals); count = R.mask.flatten(1).sum(1).tolist()
     light = shade(albedo, normals, c.gamma, ambient, count)
     full = lambda x, fill: torch.full((R.mask.numel(), x.shape[1]), fill, dtype=x.dtype, device=x.device).index_copy(0, hit, x).view(*R.mask.shape, -1)
-    return dict(image=full(encode(light), background).permute(0, 3, 1, 2), mask=R.mask, depth=R.depth, normals=full(normals, 0), visible=visible_vertices(X, xy, n, R.depth, R.mask), xy=xy, uv=full(uv, 0) if 'uv' in T else None, fragments=R)
+    return dict(image=full(encode(light), background).permute(0, 3, 1, 2), mask=R.mask, depth=R.depth, normals=full(normals, 0), visible=visible_vertices(X, xy, n, R.depth, R.mask, 1/(focal*hw[1])), xy=xy, uv=full(uv, 0) if 'uv' in T else None, fragments=R)
