@@ -297,7 +297,8 @@ def test_render_returns_what_it_says(hw):
 def test_one_face_is_a_batch_of_one_and_batches_do_not_mix():
     m = toy_model(3); c = m.sample(3, np.random.default_rng(0)).replace(pose=np.random.default_rng(1).normal(0, .3, (3, 6)), gamma=np.random.default_rng(2).normal(0, .2, (3, 27))); out = render(m, c, (40, 40))
     for i in range(3): assert (render(m, c[i], (40, 40))['image'][0] - out['image'][i]).abs().max() < 1e-3
-    with pytest.raises(InputError): render(m, Coefficients.zeros((2, 2)), (8, 8))
+    for batch in ((2, 2), 0):
+        with pytest.raises(InputError, match='batch'): render(m, Coefficients.zeros(batch), (8, 8))
     assert render(MorphableModel(m.mean, m.triangles), c, (8, 8))['uv'] is None
 
 def test_visible_vertices_of_a_sphere():

@@ -40,7 +40,7 @@ class Coefficients:
     delta: np.ndarray  # (..., 80) albedo, in standard deviations
     gamma: np.ndarray  # (..., 27) light: 9 spherical harmonics of red, then of green, then of blue; 0 is the ambient light of the renderer
     pose: np.ndarray   # (..., 6) rotation as an axis times an angle in radians, then translation in eye distances
-    gaze: np.ndarray   # (..., 4) left eye in the picture, then right: x, y from eye centre to pupil
+    gaze: np.ndarray   # (..., 4) eye on the picture's left, then right: x, y from its centre to the pupil over the width of the eye
 
     def __post_init__(self):
         for k in SIZES: setattr(self, k, _checked(k, getattr(self, k)))

@@ -240,7 +240,7 @@ def render(model,        # MorphableModel
     "A picture of the face, differentiable in every coefficient but the gaze"
     c = coefficients if isinstance(coefficients.alpha, torch.Tensor) else coefficients.torch()
     c = c[None] if not c.batch else c; T = model.to_torch(c.alpha.device); f = T['triangles']
-    if len(c.batch) != 1: raise InputError(f'needs one batch axis, got {tuple(c.batch)}', 'render')
+    if len(c.batch) != 1 or not c.batch[0]: raise InputError(f'needs one batch axis with at least one face, got {tuple(c.batch)}', 'render')
     X = place(model.shape(c.alpha, c.beta), c.pose, distance); n = vertex_normals(X, f); xy, z = pinhole(X, hw, focal)
     R = rasterise(xy, z, f, hw, cull, backend); parts = [model.albedo(c.delta), n]
     if 'uv' in T: parts.append(T['uv'].to(z).expand(len(X), -1, -1))
