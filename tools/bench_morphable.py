@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed of deidnb.morphable.render on this machine.
+"""Speed of deidnb.morphable on this machine: rendering, and fitting one face after its landmarks are known.
 
 Usage: bench_morphable.py [--threads 2] [--seconds 3]   milliseconds, best and median of repeated renders
 
@@ -7,6 +7,7 @@ ICT heads need $DEIDNB_DATA/morphable; without it only spheres are timed. Gradie
 """
 import argparse, statistics, time, numpy as np, torch
 from deidnb.core import data_dir
+from deidnb.morphable.fit import nobody_model, solve_light, solve_points, vertex_colours
 from deidnb.morphable.model import Coefficients, load_ict, toy_model
 from deidnb.morphable.render import render
 
@@ -25,12 +26,20 @@ def both(m, x, n):
 
 def main():
     p = argparse.ArgumentParser(); p.add_argument('--threads', type=int, default=2); p.add_argument('--seconds', type=float, default=2); a = p.parse_args()
-    torch.set_num_threads(a.threads); top = data_dir(); models = {'sphere': toy_model(4)}
+    torch.set_num_threads(a.threads); fits(a.seconds); top = data_dir(); models = {'Nobody': nobody_model(), 'sphere': toy_model(4)}
     if top and (top/'morphable').is_dir(): models |= {f'ICT {k}': load_ict(top/'morphable', k) for k in ('narrow', 'head')}
     for name, m in models.items():
         x = torch.as_tensor(m.sample(16, np.random.default_rng(0)).pack()); print(f'{name}: {len(m.mean)} vertices, {len(m.triangles)} triangles, {a.threads} threads')
         for what, f, n in (('128 with gradients', both, 128), ('256 forward', forward, 256)):
             (b1, m1), (b16, m16) = timed(lambda: f(m, x[:1], n), a.seconds), timed(lambda: f(m, x, n), a.seconds)
             print(f'  {what:20s} one {b1:6.1f} best {m1:6.1f} median;  16 at once, per face {b16/16:6.1f} best {m16/16:6.1f} median;  ratio {m1/(m16/16):.1f}')
+
+def fits(seconds):
+    from deidnb.assets import example_faces
+    from deidnb.faces.find import find_faces
+    rgb = example_faces(1)[0]; f, M = find_faces(rgb)[0], nobody_model()
+    points = lambda: solve_points(M, f.landmarks, rgb.shape[:2], f.blendshapes)
+    a, b, R, t = points(); light = lambda: solve_light(M, *vertex_colours(M, rgb, a, b, R, t))
+    print('fit: pose, identity and expression %.1f best %.1f median;  light and albedo %.1f best %.1f median' % (*timed(points, seconds), *timed(light, seconds)))
 
 if __name__ == '__main__': main()
