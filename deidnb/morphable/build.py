@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEW', 'SEEN', 'LIMITS', 'LICENCES', 'PRESETS', 'observe', 'stored', 'darker', 'moves', 'assemble', 'nobody_model',
-           'fit_model', 'fit_albedo', 'make_model']
+           'fit_model', 'fit_albedo', 'make_model', 'write_row']
 
 # %% ../../nbs/morphable/02_build.ipynb #59858749
 import time
@@ -128,7 +128,7 @@ def fit_albedo(mean, meshes, crops, pictures, progress=False): # -> (mean, direc
     return (m, B, sd), dict(variance_albedo=r(share), skin_share=round(skin, 3), gamma_mean=r(gamma.mean(0)), gamma_sd=r(gamma.std(0)))
 
 # %% ../../nbs/morphable/02_build.ipynb #66b454cd
-PRESETS = dict(quick=dict(faces=24, pairs=8, albedo_faces=24, dark=0), full=dict(faces=6000, pairs=450, albedo_faces=1800, dark=3000))
+PRESETS = dict(quick=dict(faces=24, pairs=8, albedo_faces=24, dark=0), full=dict(faces=6000, pairs=450, albedo_faces=2000, dark=3000))
 
 def make_model(out,           # *.safetensors
                preset='quick',# or 'full'
@@ -138,7 +138,7 @@ def make_model(out,           # *.safetensors
     "All stages, from nothing to a model and its row; give it again to go on after an interruption"
     from deidnb.core import did_you_mean
     from deidnb.generate.nobody import sample_styles
-    from deidnb.train.donors import half, once, open_store, write_row
+    from deidnb.train.donors import half, once, open_store
     if preset not in PRESETS: raise ConfigError(f'no preset {preset!r}', 'make_model', did_you_mean(preset, PRESETS))
     out, c, rng = Path(out), PRESETS[preset] | kw, lambda k: np.random.default_rng([seed, k])
     if set(c) != set(PRESETS['full']): raise ConfigError(f'unknown setting {sorted(set(c) - set(PRESETS["full"]))}', 'make_model', f'Settings: {", ".join(PRESETS["full"])}.')
@@ -152,7 +152,17 @@ def make_model(out,           # *.safetensors
     pairs = once(work/'pairs.npy', lambda: half(moves(sample_styles(c['pairs'], rng(3)), W, t, rng(4)))); tp = stored(pairs, work, 'pairs', progress=progress)
     m = fit_model(t, tp, c['albedo_faces'], seed=seed, progress=progress, generator='face_generator'); m.save(out, overwrite)
     numbers = dict(faces=m.meta['faces'], pairs=m.meta['pairs'], albedo_faces=m.meta['albedo_faces'], vertices=len(m.mean), identity_variance=round(sum(m.meta['variance_identity']), 4), seconds=round(time.time()-start))
-    return write_row(out, f"papermill nbs/morphable/02_build.ipynb out.ipynb -p preset {preset} -p out {out.name}", f"{c['faces']} people and {c['pairs']} pairs drawn from face_generator", seed, numbers)
+    return write_row(out, preset, f"{c['faces']} people and {c['pairs']} pairs drawn from face_generator", seed, numbers)
+
+def write_row(path, preset, data, seed, metrics, note=None)->Path:
+    "The model's row in its manifest"
+    import os, platform
+    from deidnb.core import manifest_dir
+    from deidnb.train.donors import LICENCE
+    from deidnb.train.weights import manifest_of, weights_row
+    path = Path(path); terms = LICENCE | dict(licence_weights=LICENCE['licence_weights'].replace('styles, meshes and codes', 'means and modes of meshes and textures') + '; topology, uv and landmarks of MediaPipe (Apache-2.0); expressions with a prior from ICT FaceKit (MIT)')
+    return weights_row(path.stem, path, command=f'papermill nbs/morphable/02_build.ipynb out.ipynb -p preset {preset} -p out {path.name}', data=data, seed=seed, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}',
+                       metrics=metrics, **terms, **(dict(note=note) if note else {}), ships=manifest_of(path) == manifest_dir()/'weights.yaml')
 
 def _store(config, seed):
     from deidnb.assets import cache_dir
