@@ -4,10 +4,11 @@ from deidnb.assets import example_faces
 from deidnb.core import Face, InputError
 from deidnb.faces.find import find_faces
 from deidnb.morphable import fit as F
+from deidnb.morphable.build import nobody_model
 from deidnb.morphable.render import project, render
 
 @pytest.fixture(scope='module')
-def model(): return F.nobody_model()
+def model(): return nobody_model()
 @pytest.fixture(scope='module')
 def faces():
     pics = example_faces(4); return [(p, find_faces(p)[0]) for p in pics]

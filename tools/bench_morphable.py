@@ -7,7 +7,8 @@ ICT heads need $DEIDNB_DATA/morphable; without it only spheres are timed. Gradie
 """
 import argparse, statistics, time, numpy as np, torch
 from deidnb.core import data_dir
-from deidnb.morphable.fit import nobody_model, solve_light, solve_points, vertex_colours
+from deidnb.morphable.build import nobody_model
+from deidnb.morphable.fit import solve_light, solve_points, vertex_colours
 from deidnb.morphable.model import Coefficients, load_ict, toy_model
 from deidnb.morphable.render import render
 
