@@ -201,9 +201,10 @@ def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline
     cheeks = cv2.max(cv2.max(*(fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek'))), fill(hw, Q[[168,197,5,4,195,6]]))
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
     keep = 1.3 if cover < 1.1 else .8 if cover < 1.18 else 0.     # of the target's hair; where some is kept, the donor's does not come along
-    above, beside = hairline_zone(hw, Q, unit), side_zone(hw, Q, unit)
-    hair = np.maximum((1-st) * above * keep, (1-sd) * np.maximum(above, beside*(cover < 1.1)) * 1.3*(keep > 0)).astype(np.float32)
-    mask = mask * (1 - np.clip(soft(cv2.dilate(hair, np.ones((3, 3))), .025*unit), 0, 1))
+    if keep:
+        above = hairline_zone(hw, Q, unit); own = np.maximum(above, side_zone(hw, Q, unit)) if cover < 1.1 else above
+        hair = np.maximum((1-st) * above * keep, (1-sd) * own * 1.3).astype(np.float32)
+        mask = mask * (1 - np.clip(soft(cv2.dilate(hair, np.ones((3, 3))), .025*unit), 0, 1))
     D = match_chroma(T, D, mask > .5)
     skin = inner * (mask > .15) * st * sd + 1e-3*inner
     out = match_parts(lab(image), match_light(T, D, mask, skin.astype(np.float32), unit), P, Q, unit)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOCAL', 'DISTANCE', 'OVAL', 'POINT_WEIGHTS', 'EYES', 'EYEBALL', 'landmark_modes', 'rotation_matrix',
-           'rotation_vector', 'camera', 'first_pose', 'solve_points', 'gaze_vectors', 'gaze_degrees', 'to_linear',
-           'vertex_colours', 'harmonics', 'solve_light', 'Fit', 'doubts', 'fit_face', 'refine']
+           'rotation_vector', 'camera', 'first_pose', 'solve_points', 'gaze_vectors', 'gaze_degrees', 'vertex_colours',
+           'harmonics', 'solve_light', 'Fit', 'doubts', 'fit_face', 'refine']
 
 # %% ../../nbs/morphable/04_fit.ipynb #48f29888
 import numpy as np, cv2
@@ -15,7 +15,7 @@ from ..faces.find import BLENDSHAPES
 from ..faces.masks import REGIONS
 from ..generate.donor_mesh import RIGID, similarity
 from .build import nobody_model
-from .model import Coefficients
+from .model import Coefficients, linear_light
 
 # %% ../../nbs/morphable/04_fit.ipynb #ef98b2df
 FOCAL, DISTANCE = 4., 16.   # the camera of `morphable.render`, which would bring torch
@@ -88,9 +88,6 @@ def gaze_degrees(omega, width=.225)->np.ndarray: # (..., 4), half the width of a
     return np.degrees(np.arcsin(np.clip(np.asarray(omega)*width/EYEBALL, -.99, .99)))
 
 # %% ../../nbs/morphable/04_fit.ipynb #9c7fc756
-def to_linear(c): # displayed values in [0, 1] -> linear light
-    return np.where(c <= .04045, c/12.92, ((np.maximum(c, .04045)+.055)/1.055)**2.4).astype(np.float32)
-
 def vertex_colours(model, rgb, a, b, R, t)->tuple: # -> linear colours (V, 3), unit normals (V, 3) in the camera's frame, weights (V,) of visibility
     "What the picture shows at each vertex"
     import torch
@@ -99,7 +96,7 @@ def vertex_colours(model, rgb, a, b, R, t)->tuple: # -> linear colours (V, 3), u
     n = vertex_normals(torch.from_numpy(X)[None], model.to_torch()['triangles'])[0].numpy(); facing = -(n*X).sum(1)/np.linalg.norm(X, axis=1)
     inside = (q > 1).all(1) & (q < [w-2, h-2]).all(1); k = max(.5, .004*FOCAL*w/X[:, 2].mean())
     c = cv2.remap(cv2.GaussianBlur(rgb, (0, 0), k), *(np.float32(q[:, i, None]) for i in (0, 1)), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
-    return to_linear(c/255), n, (np.clip((facing-.15)/.3, 0, 1) * inside).astype(np.float32)
+    return linear_light(c/255)[0].astype(np.float32), n, (np.clip((facing-.15)/.3, 0, 1) * inside).astype(np.float32)
 
 def harmonics(n): # (V, 3) -> (V, 9)
     "`render.sh_basis` in numpy"
