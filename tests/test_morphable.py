@@ -322,3 +322,12 @@ def test_pytorch3d_agrees(hw):
     pytest.importorskip('pytorch3d', reason='PyTorch3D is not installed')
     m = toy_model(3); c = m.sample(2, np.random.default_rng(0)); a, b = render(m, c, hw), render(m, c, hw, backend='pytorch3d'); same = a['fragments'].ids == b['fragments'].ids
     assert same.float().mean() > .99 and (a['image']-b['image']).abs().permute(0, 2, 3, 1)[same].max() < 1e-3
+
+def test_first_use_in_inference_mode_does_not_poison_the_model():
+    import torch
+    from deidnb.morphable.model import toy_model
+    from deidnb.morphable.render import render
+    m = toy_model(2); c = m.sample(1, np.random.default_rng(0)).torch()
+    with torch.inference_mode(): seen = render(m, c, (32, 32))['image']
+    c.alpha.requires_grad_(); again = render(m, c, (32, 32))['image']; again.sum().backward()
+    assert torch.equal(seen, again.detach()) and float(c.alpha.grad.abs().sum()) > 0

@@ -64,3 +64,21 @@ def test_real_points_are_explained(faces):
 
 def test_grey_photo(faces):
     p, f = faces[1]; g = np.repeat(p.mean(2).astype(np.uint8)[..., None], 3, 2); x = F.fit_face(g, f); assert x.reliable and x.nme < .005
+
+def test_a_profile_is_flagged(faces):
+    "The same mesh, turned by 70 degrees about the vertical axis"
+    from dataclasses import replace
+    p, f = faces[0]; c = f.landmarks.mean(0); R = F.rotation_matrix([0, np.radians(70), 0]); x = F.fit_face(p, replace(f, landmarks=((f.landmarks - c) @ R.T + c).astype(np.float32)), colours=False)
+    assert not x.reliable and 'turned' in x.why
+
+@pytest.mark.parametrize('part', ['lower half', 'left half'])
+def test_a_covered_face_is_flagged(faces, part):
+    for p, f in faces:
+        q = p.copy(); lo, mid, hi = f.landmarks.min(0)[:2].astype(int), f.landmarks[4, :2].astype(int), f.landmarks.max(0)[:2].astype(int)+1
+        q[mid[1]:hi[1], lo[0]:hi[0]] = (20, 60, 200) if part == 'lower half' else q[mid[1]:hi[1], lo[0]:hi[0]]
+        if part == 'left half': q[lo[1]:hi[1], lo[0]:mid[0]] = (20, 60, 200)
+        x = F.fit_face(q, f); assert not x.reliable and 'covers' in x.why
+
+@pytest.mark.parametrize('bad', [np.zeros((64, 64, 3), np.float64) - 5, np.zeros((64, 64, 3), complex), 'a.jpg', np.zeros((64, 64, 7), np.uint8)])
+def test_wrong_kind_of_picture(bad, faces):
+    with pytest.raises(InputError): F.fit_face(bad, faces[0][1])

@@ -51,7 +51,7 @@ POINT_WEIGHTS = np.where(OVAL, .5, 1.); POINT_WEIGHTS[468:] = .3      # the outl
 
 def solve_points(model, p,   # (478, 3) px, depth in the same unit
                  hw, b=None, # height, width; blendshapes (52,) to start from
-                 steps=4, sigma=.006, depth=.35, beta_prior=4., modes=(80, 64))->tuple: # noise of a point in eye distances, weight of its depth, of the expression's prior
+                 steps=4, sigma=.015, depth=.35, beta_prior=2., modes=(80, 64))->tuple: # noise of a point in eye distances, weight of its depth, of the expression's prior
     "Gauss-Newton with priors -> alpha (80,), beta (64,), R, t"
     (h, w), (mean, A, E, which) = hw, landmark_modes(model); A, E, which = A[:modes[0]], E[:modes[1]], which[:modes[1]]; n, m = len(A), len(E)
     b0 = np.where(which >= 0, np.asarray(b)[which], 0) if b is not None else np.zeros(m)

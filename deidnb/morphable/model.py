@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKIN', 'SIZES', 'TOTAL', 'MODES', 'eye_centres', 'ICT_AREAS', 'ICT_68', 'is_torch', 'Coefficients', 'unit_modes',
-           'orthonormal_modes', 'Linear', 'MorphableModel', 'outward', 'icosphere', 'toy_model', 'load_ict',
+           'orthonormal_modes', 'kept', 'Linear', 'MorphableModel', 'outward', 'icosphere', 'toy_model', 'load_ict',
            'linear_light', 'load_bfm', 'load_flame']
 
 # %% ../../nbs/morphable/00_model.ipynb #17870a6b
@@ -99,6 +99,11 @@ def orthonormal_modes(A): # (k, V, 3) -> (k, V, 3) orthonormal, (k,) deviations,
 MODES = dict(identity='id_std', expression='exp_std', albedo_basis='alb_std')
 _used = lambda std: int(np.flatnonzero(std).max(initial=-1)) + 1     # modes without the padding
 
+def kept(arrays, dtype, device)->tuple:
+    "Tensors to keep: usable for gradients later, even if they are made in inference mode"
+    import torch
+    with torch.inference_mode(False): return tuple(torch.tensor(x, dtype=dtype, device=device) for x in arrays)
+
 class Linear:
     "What the arrays of a model compute: eq. 1 for numpy and torch, random people, tensors"
     def _terms(self, mean, modes, like): # flat mean (3V,), flat modes times deviations (n, 3V), of the type of `like`
@@ -106,7 +111,7 @@ class Linear:
         if key not in self._cache:
             s = getattr(self, MODES[modes]); n = _used(s)
             out = getattr(self, mean).reshape(-1), (getattr(self, modes)[:n]*s[:n, None, None]).reshape(n, self.mean.size)
-            if is_torch(like): out = tuple(like.new_tensor(x) for x in out)
+            if is_torch(like): out = kept(out, like.dtype, like.device)
             self._cache[key] = out
         return self._cache[key]
     def _sum(self, mean, modes, x):
@@ -123,9 +128,8 @@ class Linear:
         "T of eq. 1"
         return self._sum('albedo_mean', 'albedo_basis', delta if is_torch(delta) else np.asarray(delta, np.float32))
     def to_torch(self, device='cpu'): # -> dict of tensors: mean, triangles, albedo_mean and, where present, uv, landmarks
-        import torch
         key = ('tensors', str(device))
-        if key not in self._cache: self._cache[key] = {k: torch.as_tensor(v, device=device) for k in ('mean', 'triangles', 'albedo_mean', 'uv', 'landmarks') if (v := getattr(self, k)) is not None}
+        if key not in self._cache: d = {k: v for k in ('mean', 'triangles', 'albedo_mean', 'uv', 'landmarks') if (v := getattr(self, k)) is not None}; self._cache[key] = dict(zip(d, kept(d.values(), None, device)))
         return self._cache[key]
     def neutral(self, batch=())->Coefficients:
         "The mean face, frontal, in ambient light: all zeros"

@@ -60,9 +60,9 @@ def describe_style(w)->dict: # w (512,)
     picture = nobody().render(w, SIZE); face = next(iter(find_faces(picture, max_faces=1)), None)
     return describe(picture, face)
 
-def table(rows)->dict: # of arrays (n, ...)
+def table(rows, shapes=SHAPES)->dict: # of arrays (n, ...)
     "Descriptions one below the other"
-    return {k: np.stack([r[k] for r in rows]) if len(rows) else np.zeros((0, *s), np.float32) for k, s in SHAPES.items()}
+    return {k: np.stack([r[k] for r in rows]) if len(rows) else np.zeros((0, *s), np.float32) for k, s in shapes.items()}
 
 # %% ../../nbs/train/00_donors.ipynb #6a59a5d7
 def half(W)->np.ndarray:
@@ -74,7 +74,8 @@ def measure(W,                    # (n, 512) styles
             folder, name,         # shards go to folder/NAME-00000.npz, ...
             work=describe_style,  # style -> description
             each:int=32,          # people per shard
-            progress=True)->dict: # the table of descriptions
+            progress=True,
+            shapes=SHAPES)->dict: # what `work` gives; the table of descriptions
     "Describe everybody who is not yet in the store, then read it"
     from tqdm import tqdm
     parts = {Path(folder)/f'{name}-{i:05d}.npz': W[i:i+each] for i in range(0, len(W), each)}
@@ -83,9 +84,10 @@ def measure(W,                    # (n, 512) styles
             if not path.is_file():
                 rows = []
                 for w in part: rows.append(work(w)); bar.update()
-                with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez(f, w=part, **table(rows))
+                with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, w=part, **table(rows, shapes))
             else: bar.update(len(part))
-    return {k: np.concatenate([np.zeros((0, *s), np.float32), *(_read(p, part)[k] for p, part in parts.items())]) for k, s in SHAPES.items()}
+    read = [_read(p, part) for p, part in parts.items()]
+    return {k: np.concatenate([d[k] for d in read]) if read else np.zeros((0, *s), np.float32) for k, s in shapes.items()}
 
 def _read(path, part): # a shard; `ConfigError` if it is about other people
     with np.load(path) as z: d = {k: z[k] for k in z.files}
@@ -207,7 +209,7 @@ def once(path, make)->np.ndarray:
 
 def open_store(work, config)->Path:
     "The folder of these settings; `ConfigError` if it belongs to others"
-    work = Path(work or cache_dir()/'train'/f'donors-{config_hash(config)}')
+    work = Path(work or cache_dir()/'train'/f"{config.get('kind', 'donors')}-{config_hash(config)}")
     if not (work/'config.json').is_file():
         with atomic_path(work/'config.json', overwrite=True) as tmp: tmp.write_text(json.dumps(config))
     if json.loads((work/'config.json').read_text()) != json.loads(json.dumps(config)): raise ConfigError('holds a run with other settings', work, 'Give another --work folder or delete this one.')
