@@ -100,12 +100,12 @@ def test_a_broken_mechanism_exceeds_its_bound():
 def test_priv_unit_spends_exactly_epsilon_and_well(d, e):
     psi = dp.PrivUnit(d, e); a = math.exp(psi.log_share); total = psi.e0 + math.log1p(-a) - psi.log_share
     assert e*(1 - 2*M.MARGIN) < total < e
-    best = max(psi.split(e, x)[1] for x in np.linspace(1e-6, psi.widest(e), 3000)); assert psi.expected_cosine() >= best*(1 - 1e-4)
+    best = max(psi.split(e, x)[1] for x in np.linspace(1e-6, psi.widest(e), 700)); assert psi.expected_cosine() >= best*(1 - 1e-4)
     for other in (dp.PrivUnitG, dp.VonMisesFisher, dp.Laplace): assert psi.expected_cosine() >= other(d, e).expected_cosine() - 1e-5, 'optimal among pure mechanisms'
 
 # ---- samplers: projections against the integrated density
 def cdf_of(psi):
-    d, n = psi.dim, 1_000_001 if type(psi) is dp.PrivUnit else 40001; th = np.linspace(0, math.pi, n)[1:-1]; t = np.cos(th); z = np.zeros((1, d)); z[0, 0] = 1
+    d, n = psi.dim, 1_000_001 if type(psi) is dp.PrivUnit else 6001 if isinstance(psi, dp.AnalyticGaussian) else 40001; th = np.linspace(0, math.pi, n)[1:-1]; t = np.cos(th); z = np.zeros((1, d)); z[0, 0] = 1
     base = (d-2)*np.log(np.sin(th))                                              # density of the angle of uniform directions
     if type(psi) is dp.PrivUnit: w = np.where(t >= psi.gamma, special.log_expit(psi.e0) - psi.log_share, special.log_expit(-psi.e0) - math.log1p(-math.exp(psi.log_share)))
     elif isinstance(psi, dp.VonMisesFisher): w = psi.kappa*t
@@ -119,7 +119,7 @@ def test_simulated_projections(name, d, e): # fixed seed; the level 1e-4 is what
     psi = SPHERE[name](d, e); z = codes(10000, d); u = psi(z, rng=7, simulate=True); assert stats.kstest(projections(u, z), cdf_of(psi)).pvalue > 1e-4
 
 @pytest.mark.parametrize('name', list(SPHERE))
-@pytest.mark.parametrize('d,e,n', [(3, 2., 2000), (32, 6., 600), (128, 7., 250), (128, 100., 2000)])
+@pytest.mark.parametrize('d,e,n', [(3, 2., 2000), (32, 6., 500), (128, 7., 200), (128, 100., 800)])
 def test_released_projections(name, d, e, n):
     psi = SPHERE[name](d, e); z = codes(n, d); u = psi(z); assert stats.kstest(projections(u, z), cdf_of(psi)).pvalue > 1e-6
     assert np.abs(np.linalg.norm(u, axis=1) - 1).max() < 1e-5 and u.dtype == np.float32
@@ -287,7 +287,7 @@ def test_chapter_4_guarantees_bound_the_likelihood_ratio(tau):
         if trial % 3 == 1: rows[:], other[:], far[:] = extreme[0], extreme[0], extreme[1]; other[0] = extreme[1]
         o = psi.draw(lim(rows).sum(0), M.Source(trial, simulate=True)) if trial % 2 else extreme[trial//2 % 2]
         for i, b in enumerate((other, far)): worst[i] = max(worst[i], abs(log_p(psi, lim(rows).sum(0), o) - log_p(psi, lim(b).sum(0), o)))
-    assert worst[0] <= psi.per_voter and worst[1] <= psi.guarantee.epsilon and worst[0] > .2 and worst[1] > 1.
+    assert worst[0] <= psi.per_voter and worst[1] <= psi.guarantee.epsilon and worst[0] > .3*psi.per_voter and worst[1] > .3*psi.guarantee.epsilon
     assert psi.table_guarantee.epsilon == pytest.approx(math.log1p(.05*math.expm1(psi.per_voter))) and psi.per_voter == pytest.approx(.2*(10 if tau is None else min(10, 2*tau)))
 
 def test_algorithm_1():
