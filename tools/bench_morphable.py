@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed of deidnb.morphable on this machine: rendering, and fitting one face after its landmarks are known.
+"""Speed of deidnb.morphable on this machine: rendering, fitting one face after its landmarks are known, and M_3D.
 
 Usage: bench_morphable.py [--threads 2] [--seconds 3]   milliseconds, best and median of repeated renders
 
@@ -10,6 +10,7 @@ from deidnb.core import data_dir
 from deidnb.morphable.build import nobody_model
 from deidnb.morphable.fit import solve_light, solve_points, vertex_colours
 from deidnb.morphable.model import Coefficients, load_ict, toy_model
+from deidnb.morphable.regress import SIDE, m3d, regress_faces, to_tensor
 from deidnb.morphable.render import render
 
 def timed(f, seconds):
@@ -42,5 +43,9 @@ def fits(seconds):
     points = lambda: solve_points(M, f.landmarks, rgb.shape[:2], f.blendshapes)
     a, b, R, t = points(); light = lambda: solve_light(M, *vertex_colours(M, rgb, a, b, R, t))
     print('fit: pose, identity and expression %.1f best %.1f median;  light and albedo %.1f best %.1f median' % (*timed(points, seconds), *timed(light, seconds)))
+    whole = lambda: regress_faces(rgb, [f]); x = to_tensor([np.zeros((SIDE, SIDE, 3), np.uint8)])
+    def net():
+        with torch.inference_mode(): m3d()(x)
+    print('M_3D: network %.1f best %.1f median;  with crop and change of frame %.1f best %.1f median' % (*timed(net, seconds), *timed(whole, seconds)))
 
 if __name__ == '__main__': main()
