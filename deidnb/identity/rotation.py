@@ -9,11 +9,10 @@ __all__ = ['KEY_VERSIONS', 'KEY_VERSION', 'SALT_BYTES', 'as_codes', 'unit_rows',
            'keyed_guarantee', 'BookRotation', 'PlaneRotation', 'complex_structure', 'KeyedIsometry']
 
 # %% ../../nbs/identity/04_rotation.ipynb #40ddbf2d
-import hashlib, json, time, unicodedata, warnings
+import hashlib, secrets, time, unicodedata, warnings
 from functools import lru_cache
-from pathlib import Path
 import numpy as np
-from ..core import ConfigError, Guarantee, InputError, atomic_path, did_you_mean, package_dir
+from ..core import ConfigError, Guarantee, did_you_mean, package_dir
 
 # %% ../../nbs/identity/04_rotation.ipynb #1dd88414
 def as_codes(z, name='z', dim=None, # dim: required length of a code
@@ -70,11 +69,11 @@ class KeyStream:
         n = int(np.prod(shape)); u, v = self.uniform((n+1)//2), self.uniform((n+1)//2); r = np.sqrt(-2*np.log(u))
         return np.stack([r*np.cos(2*np.pi*v), r*np.sin(2*np.pi*v)], -1).reshape(-1)[:n].reshape(shape)
     def choice(self, n, k)->list: # k different indices below n
-        out, top = [], 2**64 - 2**64 % n
+        out, top = {}, 2**64 - 2**64 % n # a dict keeps the order
         while len(out) < k:
             w = int(self.words(1)[0])
-            if w < top and w % n not in out: out.append(w % n)
-        return out
+            if w < top: out.setdefault(w % n)
+        return list(out)
 
 # %% ../../nbs/identity/04_rotation.ipynb #1764e9b8
 class WeakPassword(UserWarning): "A password that somebody can find by trying them all"
@@ -90,7 +89,6 @@ class Key:
     def __init__(self, password, # text or bytes
                  salt:bytes=None, # 16 public bytes; None draws them: keep `key.salt`
                  version=KEY_VERSION, warn=True):
-        import secrets
         self.salt, self.version = secrets.token_bytes(SALT_BYTES) if salt is None else salt, version
         t = time.perf_counter(); self._secret = stretch(password, self.salt, version); self.seconds = time.perf_counter()-t
         hours = password_space(password)*self.seconds/3600
@@ -100,7 +98,8 @@ class Key:
         "A key without a password, at once; for simulations"
         self = object.__new__(cls); self.salt, self.version, self.seconds = bytes(SALT_BYTES), 0, 0.
         self._secret = hashlib.sha256(f'deidnb simulated key {int(seed)}'.encode()).digest(); return self
-    def stream(self, label:str)->KeyStream: return KeyStream(hkdf(self._secret, label))
+    def secret(self, label:str, length=32, salt=None)->bytes: return hkdf(self._secret, label, length, salt) # secret bytes for one purpose
+    def stream(self, label:str)->KeyStream: return KeyStream(self.secret(label))
     def __repr__(self): return f'Key(version={self.version}, salt={self.salt.hex()}, secret hidden)'
 
 # %% ../../nbs/identity/04_rotation.ipynb #03fcf9c1
