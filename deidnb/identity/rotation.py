@@ -6,7 +6,8 @@
 __all__ = ['KEY_VERSIONS', 'KEY_VERSION', 'SALT_BYTES', 'as_codes', 'unit_rows', 'dot', 'password_bytes', 'stretch', 'hkdf',
            'KeyStream', 'WeakPassword', 'password_space', 'Key', 'level_angle', 'reference_library', 'reference',
            'random_reference', 'orthogonal_part', 'rotate', 'reference_cosine', 'rotate_back', 'Keyed',
-           'keyed_guarantee', 'BookRotation', 'PlaneRotation', 'complex_structure', 'KeyedIsometry']
+           'keyed_guarantee', 'BookRotation', 'PlaneRotation', 'complex_structure', 'KeyedIsometry', 'face_axes',
+           'FaceIsometry', 'library_id']
 
 # %% ../../nbs/identity/04_rotation.ipynb #40ddbf2d
 import hashlib, secrets, time, unicodedata, warnings
@@ -249,3 +250,35 @@ class KeyedIsometry(Keyed):
     def matrix(self)->np.ndarray: return self.cos*np.eye(self.dimension) + self.sin*self.J # z' = matrix z
     def turn(self, z): return self.cos*z + self.sin*(z @ self.J.T)
     def turn_back(self, z_new): return self.cos*z_new - self.sin*(z_new @ self.J.T)
+
+# %% ../../nbs/identity/04_rotation.ipynb #73b7de61
+def face_axes(library=None)->tuple: # (shared direction (d,), axes (d, d-1) by falling variance)
+    "The shape of a library of codes"
+    lib = reference_library() if library is None else as_codes(library, 'library'); m = lib.mean(0)
+    if len(lib) < 2*lib.shape[1] or np.linalg.norm(m) < 1e-3: raise ConfigError(f'{len(lib)} codes are too few, or too far from each other, to show the shape of {lib.shape[1]} dimensions', 'library', 'Use KeyedIsometry.')
+    m = m/np.linalg.norm(m); c = lib - (lib @ m)[:, None]*m; V = np.linalg.eigh(c.T @ c)[1][:, ::-1][:, :-1]
+    return m, V*np.sign(V[np.abs(V).argmax(0), range(V.shape[1])]) # a fixed sign, so that all computers draw the same J
+
+class FaceIsometry(KeyedIsometry):
+    "z' = exp(theta J) z with J from the key within the shape of a library: keeps all distances and looks like codes of people"
+    def __init__(self, key, theta=None, level=None, library=None, # (n, d) unit codes; None: `reference_library`
+                 block=14, # axes of nearly equal variance that are mixed; even
+                 reversible=True):
+        if isinstance(block, bool) or not isinstance(block, (int, np.integer)) or block < 2 or block % 2: raise ConfigError(f'must be an even whole number, got {block!r}', 'block')
+        self.library = reference_library() if library is None else as_codes(library, 'library'); self.shared, V = face_axes(self.library)
+        Keyed.__init__(self, key, theta, level, len(self.shared), reversible); self.block, s = block, key.stream('isometry of faces')
+        parts = [V[:, i:i+block] for i in range(0, V.shape[1]-1, block)]; parts = [W[:, :W.shape[1]//2*2] for W in parts]
+        self.J = sum(W @ complex_structure(s, W.shape[1]) @ W.T for W in parts); self.J2 = self.J @ self.J
+        self.kept = float(1 + dot(self.library, self.library @ self.J2).mean()) # f, mean over the library
+    @property
+    def flipped_cosine(self)->float: return self.kept + (1-self.kept)*abs(float(self.cos)) # mean; the shared part is public, so only the rest is flipped
+    @property
+    def matrix(self)->np.ndarray: return np.eye(self.dimension) + self.sin*self.J + (1-self.cos)*self.J2
+    def turn(self, z): return z @ self.matrix.T
+    def turn_back(self, z_new): return z_new @ self.matrix
+
+# %% ../../nbs/identity/04_rotation.ipynb #be4c2e02
+def library_id(library=None)->str: # 16 hex digits
+    "Fingerprint of a reference library"
+    lib = reference_library() if library is None else library; as_codes(lib, 'library')
+    return hashlib.sha256(repr(np.shape(lib)).encode() + np.asarray(lib, '<f4').tobytes()).hexdigest()[:16]
