@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from deidnb.core import ConfigError, Guarantee, InputError, OutputError
 from deidnb.identity import rotation as rot, sealed
-from deidnb.identity.rotation import (BookRotation, Key, KeyStream, KeyedIsometry, PlaneRotation, WeakPassword, as_codes, complex_structure, hkdf, level_angle, orthogonal_part,
+from deidnb.identity.rotation import (BookRotation, FaceIsometry, FaceShape, Key, KeyStream, KeyedIsometry, PlaneRotation, WeakPassword, as_codes, complex_structure, hkdf, level_angle, library_id, orthogonal_part,
     password_space, random_reference, reference, reference_cosine, reference_library, rotate, rotate_back, stretch, unit_rows)
 
 def people(n=64, d=128, seed=0): return unit_rows(np.random.default_rng(seed).normal(size=(n, d)))
@@ -70,14 +70,14 @@ def test_key_hides_its_secret():
 # -- codes --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('bad, say', [(np.full(128, np.nan), 'NaN'), (np.full(128, np.inf), 'NaN'), (np.zeros(128), 'zero'), (np.ones(128), 'unit length'), (people(3, 64), 'dimension 64'),
     (np.ones((2, 2, 128)), 'shape'), (np.float64(1), 'shape'), ('face', 'numbers'), (np.r_[people(2), np.zeros((1, 128))], 'zero')])
-@pytest.mark.parametrize('make', [lambda: BookRotation(K, 70), lambda: PlaneRotation(K, 70), lambda: KeyedIsometry(K, 70)])
+@pytest.mark.parametrize('make', [lambda: BookRotation(K, 70), lambda: PlaneRotation(K, 70), lambda: KeyedIsometry(K, 70), lambda: FaceIsometry(K, 70)])
 def test_bad_codes_name_the_argument(make, bad, say):
     psi = make()
     with pytest.raises(ConfigError, match=f'z: .*{say}'): psi(bad)
     if say != 'unit length' or psi.unit:
         with pytest.raises(ConfigError, match=f'z_new: .*{say}'): psi.invert(bad)
 
-@pytest.mark.parametrize('cls', [BookRotation, PlaneRotation, KeyedIsometry])
+@pytest.mark.parametrize('cls', [BookRotation, PlaneRotation, KeyedIsometry, FaceIsometry])
 @pytest.mark.parametrize('kw, say', [(dict(theta=0), 'theta'), (dict(theta=180), '-z'), (dict(theta=-30), 'theta'), (dict(theta=np.nan), 'theta'), (dict(theta='70'), 'theta'), (dict(), 'theta'),
     (dict(theta=70, level=1), 'theta'), (dict(level=10), 'level'), (dict(level=np.nan), 'level')])
 def test_bad_angles(cls, kw, say):
@@ -87,7 +87,7 @@ def test_bad_angles(cls, kw, say):
 def test_other_bad_arguments():
     for f, say in ((lambda: KeyedIsometry(K, 70, dim=127), 'dim'), (lambda: KeyedIsometry(K, 70, dim=0), 'dim'), (lambda: BookRotation(K, 70, toward='x'), 'toward'), (lambda: PlaneRotation(K, 70, orient='x'), 'orient'),
                    (lambda: reference(K, k=0), 'k'), (lambda: reference(K, people(5), k=6), 'k'), (lambda: reference(K, np.ones((5, 128))), 'library'), (lambda: KeyedIsometry(K, 70)(people(), rng=3), 'rng'),
-                   (lambda: BookRotation(K, 90), '90'), (lambda: PlaneRotation(K, 90, orient='reference'), '90'), (lambda: KeyedIsometry(K, 70, reversible=False).invert(people()), 'reversible')):
+                   (lambda: FaceShape(block=3), 'block'), (lambda: FaceShape(people(100)), 'library'), (lambda: FaceIsometry(K, 70, shape=people()), 'shape'), (lambda: BookRotation(K, 90), '90'), (lambda: PlaneRotation(K, 90, orient='reference'), '90'), (lambda: KeyedIsometry(K, 70, reversible=False).invert(people()), 'reversible')):
         with pytest.raises(ConfigError, match=say): f()
 
 # -- equations ----------------------------------------------------------------------------------------------------------
@@ -144,6 +144,29 @@ def test_isometry_is_uniform():
     d, z = 8, np.eye(8)[0]; y = np.array([complex_structure(Key.draw(i).stream('isometry'), d) @ z for i in range(2000)])
     assert np.abs(y[:, 0]).max() < 1e-12 and stats.kstest((y[:, 3]+1)/2, stats.beta((d-2)/2, (d-2)/2).cdf).pvalue > 1e-4
 
+LIB, USERS = reference_library()[500:], reference_library()[:500]
+@pytest.mark.parametrize('theta', [30, 90, 120])
+@pytest.mark.parametrize('block', [2, 14, 126])
+def test_face_isometry_algebra(theta, block):
+    from scipy.linalg import expm
+    shape = FaceShape(LIB, block); p = FaceIsometry(K, theta, shape=shape); z = USERS[:100]; x = p(z)
+    assert np.allclose(p.matrix, expm(np.deg2rad(theta)*p.J)) and np.allclose(p.matrix @ p.matrix.T, np.eye(128)) and np.allclose(p.J @ p.J, -shape.moving)
+    f = 1 - cosines(z @ shape.moving, z); c = np.cos(np.deg2rad(theta))
+    assert np.allclose(cosines(z, x), f + (1-f)*c, atol=1e-6) and np.allclose(cosines(z, p.flip(x)), f - (1-f)*c, atol=1e-6) and cosines(z, p.invert(x)).min() > .99999
+    assert p.flipped_cosine == pytest.approx(np.mean(1 - cosines(LIB @ shape.moving, LIB))*(1-abs(c)) + abs(c), abs=1e-6)
+
+def test_face_isometry_keeps_the_shape_of_faces_and_uniform_does_not():
+    "Variance along the library's axes: kept in the first, levelled in the second"
+    shape = FaceShape(LIB); axes = np.hstack(shape.blocks); spread = lambda x: (x @ axes).var(0); near = lambda x: np.median((x @ LIB.T).max(1))
+    face, plain = FaceIsometry(K, 90, shape=shape)(USERS), KeyedIsometry(K, 90)(USERS); v = spread(USERS)
+    assert np.corrcoef(v, spread(face))[0, 1] > .8 > .5 > abs(np.corrcoef(v, spread(plain))[0, 1]) and near(face) > near(USERS) - .15 > near(plain) + .1
+    wrong = FaceIsometry(W, 90, shape=shape).invert(face); strangers = (USERS @ LIB.T).ravel()
+    assert near(wrong) > near(USERS) - .15 and abs(cosines(USERS, wrong).mean() - strangers.mean()) < .1
+
+def test_library_id_tells_libraries_apart():
+    lib = reference_library(); assert library_id() == library_id(lib.astype(np.float32)) and len(library_id()) == 16
+    other = lib.copy(); other[7] = other[8]; assert library_id(other) != library_id() != library_id(lib[:-1])
+
 def test_wrong_key_is_another_unit_identity():
     z = people(500)
     for theta in (60, 80, 105):
@@ -164,14 +187,14 @@ def test_other_dimensions_need_their_own_library():
     with pytest.raises(ConfigError, match='z: has dimension 1024'): PlaneRotation(K, 70)(people(2, 1024))
     p = PlaneRotation(K, 70, library=people(50, 1024)); assert p.dimension == 1024; z = people(5, 1024, 3); assert cosines(z, p.invert(p(z))).min() > .999
 
-@pytest.mark.parametrize('psi', [BookRotation(K, 70), PlaneRotation(K, 70), KeyedIsometry(K, 70)])
+@pytest.mark.parametrize('psi', [BookRotation(K, 70), PlaneRotation(K, 70), KeyedIsometry(K, 70), FaceIsometry(K, 70)])
 def test_guarantee_is_honest(psi):
     g = psi.guarantee; assert isinstance(g, Guarantee) and g.epsilon is None and 'pseudonym' in str(g) and 'not differential privacy' in g.because and len(g.excludes) >= 4
     assert psi(people(2), rng=1, simulate=True).shape == (2, 128)
 
 def test_same_password_on_another_day():
     z = people(10); a = Key('orbit velvet canyon thirteen', bytes(16), 1); b = Key('orbit velvet canyon thirteen', bytes(16), 1); c = Key('orbit velvet canyon fourteen', bytes(16), 1)
-    for cls in (BookRotation, PlaneRotation, KeyedIsometry):
+    for cls in (BookRotation, PlaneRotation, KeyedIsometry, FaceIsometry):
         x = cls(a, level=1)(z); assert np.array_equal(x, cls(b, level=1)(z)) and cosines(z, cls(b, level=1).invert(x)).min() > .999 and cosines(z, cls(c, level=1).invert(x)).max() < .9
 
 def test_identity_room_does_not_import_others():

@@ -6,8 +6,8 @@
 __all__ = ['KEY_VERSIONS', 'KEY_VERSION', 'SALT_BYTES', 'as_codes', 'unit_rows', 'dot', 'password_bytes', 'stretch', 'hkdf',
            'KeyStream', 'WeakPassword', 'password_space', 'Key', 'level_angle', 'reference_library', 'reference',
            'random_reference', 'orthogonal_part', 'rotate', 'reference_cosine', 'rotate_back', 'Keyed',
-           'keyed_guarantee', 'BookRotation', 'PlaneRotation', 'complex_structure', 'KeyedIsometry', 'face_axes',
-           'FaceIsometry', 'library_id']
+           'keyed_guarantee', 'BookRotation', 'PlaneRotation', 'complex_structure', 'KeyedIsometry', 'FaceShape',
+           'face_shape', 'FaceIsometry', 'library_id']
 
 # %% ../../nbs/identity/04_rotation.ipynb #40ddbf2d
 import hashlib, secrets, time, unicodedata, warnings
@@ -167,6 +167,7 @@ class Keyed:
         self.cos, self.sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
     @property
     def flipped_cosine(self)->float: return abs(float(self.cos)) # cosine to z for whoever tries both signs
+    def flip(self, z_new): return -z_new # the other sign, which needs no key
     def turn(self, z): raise NotImplementedError # (n, d) float64 unit codes -> (n, d)
     def turn_back(self, z_new): raise NotImplementedError # inverse of `turn`
     def __call__(self, z, *, rng=None, simulate=False)->np.ndarray: # nothing is drawn: rng and simulate are the interface's
@@ -252,32 +253,39 @@ class KeyedIsometry(Keyed):
     def turn_back(self, z_new): return self.cos*z_new - self.sin*(z_new @ self.J.T)
 
 # %% ../../nbs/identity/04_rotation.ipynb #73b7de61
-def face_axes(library=None)->tuple: # (shared direction (d,), axes (d, d-1) by falling variance)
-    "The shape of a library of codes"
-    lib = reference_library() if library is None else as_codes(library, 'library'); m = lib.mean(0)
-    if len(lib) < 2*lib.shape[1] or np.linalg.norm(m) < 1e-3: raise ConfigError(f'{len(lib)} codes are too few, or too far from each other, to show the shape of {lib.shape[1]} dimensions', 'library', 'Use KeyedIsometry.')
-    m = m/np.linalg.norm(m); c = lib - (lib @ m)[:, None]*m; V = np.linalg.eigh(c.T @ c)[1][:, ::-1][:, :-1]
-    return m, V*np.sign(V[np.abs(V).argmax(0), range(V.shape[1])]) # a fixed sign, so that all computers draw the same J
+class FaceShape:
+    "The shape of a library of codes: what all share, and blocks of axes of nearly equal variance"
+    def __init__(self, library=None, # (n, d) unit codes; None: `reference_library`
+                 block=14): # axes in a block; even
+        if isinstance(block, bool) or not isinstance(block, (int, np.integer)) or block < 2 or block % 2: raise ConfigError(f'must be an even whole number, got {block!r}', 'block')
+        lib = reference_library() if library is None else as_codes(library, 'library'); m = lib.mean(0); d = len(m)
+        if len(lib) < 2*d or np.linalg.norm(m) < 1e-3: raise ConfigError(f'{len(lib)} codes are too few, or have too little in common, to show a shape in {d} dimensions', 'library', 'Use KeyedIsometry.')
+        self.shared = m/np.linalg.norm(m); c = lib - (lib @ self.shared)[:, None]*self.shared
+        V = np.linalg.eigh(c.T @ c)[1][:, :0:-1]; V = V[:, :(d-1)//2*2]; V = V*np.sign(V[np.abs(V).argmax(0), range(V.shape[1])]) # a fixed sign: the same axes on every computer
+        self.blocks = [V[:, i:i+block] for i in range(0, V.shape[1], block)]; self.moving = V @ V.T
+        self.kept = float(1 - dot(lib, lib @ self.moving).mean()) # f, mean over the library
+
+# %% ../../nbs/identity/04_rotation.ipynb #c0427c4f
+@lru_cache(1)
+def face_shape(): return FaceShape()
 
 class FaceIsometry(KeyedIsometry):
     "z' = exp(theta J) z with J from the key within the shape of a library: keeps all distances and looks like codes of people"
-    def __init__(self, key, theta=None, level=None, library=None, # (n, d) unit codes; None: `reference_library`
-                 block=14, # axes of nearly equal variance that are mixed; even
+    def __init__(self, key, theta=None, level=None, shape=None, # a `FaceShape`; None: of `reference_library`
                  reversible=True):
-        if isinstance(block, bool) or not isinstance(block, (int, np.integer)) or block < 2 or block % 2: raise ConfigError(f'must be an even whole number, got {block!r}', 'block')
-        self.library = reference_library() if library is None else as_codes(library, 'library'); self.shared, V = face_axes(self.library)
-        Keyed.__init__(self, key, theta, level, len(self.shared), reversible); self.block, s = block, key.stream('isometry of faces')
-        parts = [V[:, i:i+block] for i in range(0, V.shape[1]-1, block)]; parts = [W[:, :W.shape[1]//2*2] for W in parts]
-        self.J = sum(W @ complex_structure(s, W.shape[1]) @ W.T for W in parts); self.J2 = self.J @ self.J
-        self.kept = float(1 + dot(self.library, self.library @ self.J2).mean()) # f, mean over the library
+        shape = face_shape() if shape is None else shape
+        if not isinstance(shape, FaceShape): raise ConfigError(f'must be a FaceShape, got {type(shape).__name__}', 'shape', 'Make one with FaceShape(library).')
+        Keyed.__init__(self, key, theta, level, len(shape.shared), reversible); self.shape, s = shape, key.stream('isometry of faces')
+        self.J = sum(W @ complex_structure(s, W.shape[1]) @ W.T for W in shape.blocks)
     @property
-    def flipped_cosine(self)->float: return self.kept + (1-self.kept)*abs(float(self.cos)) # mean; the shared part is public, so only the rest is flipped
+    def flipped_cosine(self)->float: return self.shape.kept + (1-self.shape.kept)*abs(float(self.cos)) # mean over the library
+    def flip(self, z_new): return z_new - 2*z_new @ self.shape.moving # the shape is public: only the part that moves is flipped
     @property
-    def matrix(self)->np.ndarray: return np.eye(self.dimension) + self.sin*self.J + (1-self.cos)*self.J2
+    def matrix(self)->np.ndarray: return np.eye(self.dimension) + self.sin*self.J - (1-self.cos)*self.shape.moving
     def turn(self, z): return z @ self.matrix.T
     def turn_back(self, z_new): return z_new @ self.matrix
 
-# %% ../../nbs/identity/04_rotation.ipynb #be4c2e02
+# %% ../../nbs/identity/04_rotation.ipynb #b9de68b3
 def library_id(library=None)->str: # 16 hex digits
     "Fingerprint of a reference library"
     lib = reference_library() if library is None else library; as_codes(lib, 'library')

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import ConfigError
 from ..identity.experts import stored_threshold
-from ..identity.rotation import BookRotation, FaceIsometry, Key, KeyedIsometry, PlaneRotation, as_codes, dot, level_angle, reference, reference_library, stretch, unit_rows
+from ..identity.rotation import BookRotation, FaceIsometry, FaceShape, Key, KeyedIsometry, PlaneRotation, as_codes, dot, level_angle, reference, reference_library, stretch, unit_rows
 from .tables import Table
 
 # %% ../../nbs/measure/05_keys.ipynb #3bed5079
 def transforms(library=None)->dict: # name -> f(key, theta); theta in degrees
     "The keyed transforms under test, over one reference library"
+    shape = FaceShape(library)
     return {'as printed': lambda key, theta: BookRotation(key, theta, library=library, reversible=False),
             'as printed, centred': lambda key, theta: BookRotation(key, theta, library=library, reversible=False, centred=True),
             'plane': lambda key, theta: PlaneRotation(key, theta, library=library, reversible=False),
             'isometry': lambda key, theta: KeyedIsometry(key, theta, dim=128 if library is None else np.shape(library)[1], reversible=False),
-            'isometry of faces': lambda key, theta: FaceIsometry(key, theta, library=library, reversible=False)}
+            'isometry of faces': lambda key, theta: FaceIsometry(key, theta, shape=shape, reversible=False)}
 
 def recovery(right, wrong, z)->np.ndarray: # (n,) cosines
     "Protect with one transform, recover with another: cosine to the original"
@@ -35,17 +36,17 @@ def level_table(z, make, pairs=4, # make(key, theta) -> transform; pairs: pairs 
     "Protection and recovery at each level of book ch. 6"
     z = as_codes(z); tau = stored_threshold('sface') if threshold is None else threshold; t = Table(title='Keyed rotation by level', meta=dict(threshold=tau, people=len(z), key_pairs=pairs))
     for d in levels:
-        theta, got = level_angle(d), {k: [] for k in ('protected', 'exact', 'unit', 'wrong')}
+        theta, got = level_angle(d), {k: [] for k in ('protected', 'flipped', 'exact', 'unit', 'wrong')}
         for i in range(pairs):
             f, g = make(Key.draw(2*i), theta), make(Key.draw(2*i+1), theta); x = f(z)
-            for k,y in dict(protected=unit_rows(x), exact=f.recovered(x), unit=f.recovered(unit_rows(x)), wrong=g.recovered(x)).items(): got[k].append(dot(z, y)[:, 0])
-        p, exact, unit, wrong = (np.concatenate(v) for v in got.values()); who, s = np.tile(np.arange(len(z)), pairs), f'd={d} ({theta:g}°)'; mean = lambda m, v, **kw: t.add_mean(s, m, v, who, n_boot=200, **kw)
-        mean('protected', p); t.add(s, 'either sign', np.abs(p).mean()); t.add(s, 'right key, exact, lowest', exact.min()); mean('right key, unit code', unit)
+            for k,y in dict(protected=unit_rows(x), flipped=unit_rows(f.flip(x)), exact=f.recovered(x), unit=f.recovered(unit_rows(x)), wrong=g.recovered(x)).items(): got[k].append(dot(z, y)[:, 0])
+        p, q, exact, unit, wrong = (np.concatenate(v) for v in got.values()); best = np.maximum(p, q); who, s = np.tile(np.arange(len(z)), pairs), f'd={d} ({theta:g}°)'; mean = lambda m, v, **kw: t.add_mean(s, m, v, who, n_boot=200, **kw)
+        mean('protected', p); t.add(s, 'either sign', best.mean()); t.add(s, 'right key, exact, lowest', exact.min()); mean('right key, unit code', unit)
         mean('wrong key', wrong); t.add(s, 'wrong key 99.9 %', np.quantile(wrong, .999)); mean('wrong key accepted', wrong >= tau, rate=True)
-        mean('accepted, either sign', np.abs(p) >= tau, rate=True)
+        mean('accepted, either sign', best >= tau, rate=True)
     return t
 
-# %% ../../nbs/measure/05_keys.ipynb #84dc10b5
+# %% ../../nbs/measure/05_keys.ipynb #8c770259
 def noisy(z, kappa, rng=0)->np.ndarray:
     "Codes at cosine kappa to z, in random directions (a seed or a numpy generator: for experiments)"
     if not -1 <= kappa <= 1: raise ConfigError(f'must be a cosine, got {kappa}', 'kappa')
@@ -58,12 +59,12 @@ def noise_curve(z, make, theta, kappas=(1, .99, .95, .9, .8, .7, .6, .5), keys=4
     def one(f, k, i): x = f(z); return dot(z, f.recovered(noisy(x, k, i)*np.linalg.norm(x, axis=1, keepdims=True)))[:, 0].mean()
     return np.array([np.mean([one(f, k, i) for i,f in enumerate(fs)]) for k in kappas])
 
-# %% ../../nbs/measure/05_keys.ipynb #79e09a02
+# %% ../../nbs/measure/05_keys.ipynb #ed0f4a8e
 def likeness_to_library(x, library)->tuple: # (cosine to the nearest, cosine to the mean direction), each (n,)
     "How much codes look like codes of people"
     x, lib = as_codes(x), as_codes(library); return (x @ lib.T).max(1), x @ unit_rows(lib.mean(0))
 
-# %% ../../nbs/measure/05_keys.ipynb #4725898d
+# %% ../../nbs/measure/05_keys.ipynb #6e8f8b7f
 @dataclass(frozen=True)
 class KeysApart:
     "What a recogniser makes of many keys on the same people"
@@ -98,12 +99,12 @@ def isometry_collisions(theta, threshold, dim=128)->float:
     t = np.deg2rad(theta); x = (threshold - np.cos(t)**2)/np.sin(t)**2; tail = .5*betainc((dim-2)/2, .5, max(0., 1-x*x))
     return float(tail if x >= 0 else 1-tail)
 
-# %% ../../nbs/measure/05_keys.ipynb #f62e997a
+# %% ../../nbs/measure/05_keys.ipynb #1370d3f2
 def near_angle(z, make, theta, offsets=(0, 5, 10, 20, 30, 45, 60), key=None)->np.ndarray: # (len(offsets),)
     "Mean cosine recovered with the right key and an angle that is off by so many degrees"
     key = key or Key.draw(0); return np.array([recovery(make(key, theta), make(key, theta+o), z).mean() for o in offsets])
 
-# %% ../../nbs/measure/05_keys.ipynb #5a85e4e5
+# %% ../../nbs/measure/05_keys.ipynb #a3a2d4f8
 def near_password(z, make, theta, password, others, salt=bytes(16), version=1)->dict: # password -> mean recovered cosine
     "What comes back with passwords that are nearly right"
     f = make(Key(password, salt, version, warn=False), theta)
@@ -118,7 +119,7 @@ def near_reference(z, library, theta, k=10, draws=20, centred=True)->np.ndarray:
         for m in range(k+1): out[m] += dot(z, unit_rows(rotate_back(rotate(z, r, theta), unit_rows(lib[pick[k-m:2*k-m]].sum(0) - m0), theta))).mean()/draws
     return out
 
-# %% ../../nbs/measure/05_keys.ipynb #78a95760
+# %% ../../nbs/measure/05_keys.ipynb #9fbb6252
 SPACES = {'PIN, 4 digits': 1e4, 'PIN, 6 digits (book)': 1e6, 'PIN, 8 digits': 1e8, '8 letters and digits': 62**8, '4 words of 7,776': 7776**4, '6 words of 7,776': 7776**6} # drawn at random, not chosen
 
 def scrypt_seconds(version=2, repeats=3)->float:
@@ -136,7 +137,7 @@ def brute_force(seconds, # of one guess
         h = float(n)*seconds/3600; t.add(name, 'guesses', n); t.add(name, 'core hours', h); t.add(name, 'core years', h/8766); t.add(name, 'euros', h*euros)
     return t
 
-# %% ../../nbs/measure/05_keys.ipynb #3754633d
+# %% ../../nbs/measure/05_keys.ipynb #32b375a5
 def reference_from_one_pair(z, z_new)->np.ndarray: # (2, d): both candidates
     "The reference of a printed rotation from one code before and after, of the printed length"
     z, x = as_codes(z)[0], as_codes(z_new, 'z_new', unit=False)[0]; c = z @ x; z90 = (x - c*z)/np.sqrt(1-c*c); A = np.sqrt(max(0., 1 - z90 @ z90))
@@ -152,7 +153,7 @@ def procrustes(before, after, tol=1e-6)->np.ndarray: # (d, d), after = R before
     U, s, Vt = np.linalg.svd(as_codes(after, 'after').T @ as_codes(before, 'before')); k = int((s > tol*s[0]).sum())
     return U[:, :k] @ Vt[:k]
 
-# %% ../../nbs/measure/05_keys.ipynb #1ea63329
+# %% ../../nbs/measure/05_keys.ipynb #d7410a49
 def undo(z, z_new, unseen)->dict: # attack -> (candidates, n, d) guesses
     "What known pairs say about unseen protected codes"
     z, x, y = as_codes(z), unit_rows(as_codes(z_new, 'z_new', unit=False)), unit_rows(as_codes(unseen, 'unseen', unit=False))
