@@ -40,6 +40,12 @@ def test_stream_is_uniform():
     n = np.bincount([i for _ in range(3000) for i in s.choice(7, 3)], minlength=7); assert stats.chisquare(n).pvalue > 1e-4
     assert s.normal(3, 5).shape == (3, 5) and s.choice(1, 1) == [0]
 
+def test_choice_rejects_what_would_bias_it(monkeypatch):
+    s, words = KeyStream(bytes(32)), iter([2**64-1, 2**64-2, 5, 5, 6]) # 2^64 mod 7 = 2: the two highest words are not used
+    monkeypatch.setattr(s, 'words', lambda n: np.array([next(words)], np.uint64)); assert s.choice(7, 2) == [5, 6]
+
+def test_password_typed_on_another_keyboard(): assert stretch('fin\u00e9', bytes(16), 1) == stretch('\ufb01ne\u0301', bytes(16), 1) != stretch('fine', bytes(16), 1)
+
 def test_password_and_salt_and_version_all_matter():
     base = stretch('a password', bytes(16), 1)
     assert len({base, stretch('a passwore', bytes(16), 1), stretch('a password', b'\1' + bytes(15), 1), stretch('a password', bytes(16), 2)}) == 4

@@ -203,7 +203,7 @@ class BookRotation(Keyed):
         library = reference_library() if library is None and toward == 'library' else library
         super().__init__(key, theta, level, dim if library is None else np.shape(library)[-1], reversible)
         if reversible and abs(self.theta-90) < .5: raise ConfigError('90 degrees loses the sign of z . z_r, and nothing comes back', 'theta', 'Take another angle, or reversible=False.')
-        self.k, self.centred = k, centred
+        self.toward, self.k, self.centred = toward, k, centred
         self.reference = reference(key, library, k, centred) if toward == 'library' else random_reference(key, self.dimension)
     @property
     def guarantee(self): return keyed_guarantee('book eq. 6.16-6.20, 8.4-8.10', False, 'recovery from a picture: a recogniser gives unit codes, and the inverse needs the length')
@@ -277,6 +277,8 @@ class FaceIsometry(KeyedIsometry):
         if not isinstance(shape, FaceShape): raise ConfigError(f'must be a FaceShape, got {type(shape).__name__}', 'shape', 'Make one with FaceShape(library).')
         Keyed.__init__(self, key, theta, level, len(shape.shared), reversible); self.shape, s = shape, key.stream('isometry of faces')
         self.J = sum(W @ complex_structure(s, W.shape[1]) @ W.T for W in shape.blocks)
+    @property
+    def guarantee(self): return keyed_guarantee('deidnb.identity.rotation', True, 'the part of a code that all people of the library share')
     @property
     def flipped_cosine(self)->float: return self.shape.kept + (1-self.shape.kept)*abs(float(self.cos)) # mean over the library
     def flip(self, z_new): return z_new - 2*z_new @ self.shape.moving # the shape is public: only the part that moves is flipped
