@@ -91,7 +91,7 @@ class Key:
                  salt:bytes=None, # 16 public bytes; None draws them: keep `key.salt`
                  version=KEY_VERSION, warn=True):
         self.salt, self.version = secrets.token_bytes(SALT_BYTES) if salt is None else salt, version
-        t = time.perf_counter(); self._secret = stretch(password, self.salt, version); self.seconds = time.perf_counter()-t
+        t = time.thread_time(); self._secret = stretch(password, self.salt, version); self.seconds = time.thread_time()-t
         hours = password_space(password)*self.seconds/3600
         if warn and hours < 24*365*10: warnings.warn(f'{password_space(password):.0e} passwords look like this one: one CPU core of this kind tries them all in {hours:,.1f} hours. Use four random words or more.', WeakPassword, 2)
     @classmethod
