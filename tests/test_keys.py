@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from deidnb.core import ConfigError
+from deidnb.core import ConfigError, InputError
 from deidnb.identity.rotation import BookRotation, Key, KeyedIsometry, PlaneRotation, reference_library, unit_rows
 from deidnb.measure import keys as mk
 
@@ -85,7 +85,7 @@ def test_known_pairs_curve():
     z = people(); out = mk.known_pairs(z, T['plane'], 80, ks=(1, 2, 8), keys=2); assert out['planes meet'][1] > .999 > out['planes meet'][0] and out['Procrustes'].max() < .7
     assert mk.known_pairs(z, T['isometry'], 80, ks=(64,), keys=1)['Procrustes, doubled'][0] > .999
     noisy = mk.known_pairs(z, T['isometry'], 80, ks=(128,), keys=1, kappa=.8)['Procrustes, doubled'][0]; assert .3 < noisy < .999
-    with pytest.raises(ConfigError, match='z: '): mk.known_pairs(z[:10], T['plane'], 80, ks=(20,))
+    with pytest.raises(InputError, match='z: '): mk.known_pairs(z[:10], T['plane'], 80, ks=(20,))
 
 def test_likeness_to_library():
     near, mean = mk.likeness_to_library(USERS, LIB); assert near.shape == mean.shape == (len(USERS),) and np.median(near) > np.median(mk.likeness_to_library(people(), LIB)[0])
@@ -93,5 +93,5 @@ def test_likeness_to_library():
 @pytest.mark.parametrize('bad', [np.full((2, 128), np.nan), np.zeros((2, 128)), np.ones((2, 128))])
 def test_bad_codes(bad):
     for f in (lambda: mk.recovery(T['isometry'](Key.draw(0), 70), T['isometry'](Key.draw(1), 70), bad), lambda: mk.keys_apart(bad, T['isometry'], 70, 5), lambda: mk.level_table(bad, T['isometry']), lambda: mk.noise_curve(bad, T['isometry'], 70)):
-        with pytest.raises(ConfigError, match='z: '): f()
+        with pytest.raises(InputError, match='z: '): f()
     with pytest.raises(ConfigError, match='kappa'): mk.noisy(people(2), 1.5)

@@ -20,15 +20,19 @@ def number(name, x, lo, hi, where)->float:
     if not (math.isfinite(v) and lo <= v <= hi): raise ConfigError(f'{name} must be a finite number from {lo:g} to {hi:g}, got {x!r}', where, f'Choose {name} within that range.')
     return v
 
-def unit_codes(z, dim=None, name='z')->np.ndarray: # (n, d) float64, rows of length 1 to double precision
+def unit_codes(z, dim=None, name='z',
+               unit=True, # False: any length but 0, and kept
+    )->np.ndarray: # (n, d) float64, rows of length 1 to double precision
     "One unit code or rows of them, checked: `InputError` if not finite, not of length 1 or of another dimension"
     try: x = np.asarray(z, np.float64)
     except (TypeError, ValueError): raise InputError('is not an array of numbers', name, 'Pass a code of shape (d,) or codes of shape (n, d).') from None
-    if x.ndim not in (1, 2): raise InputError(f'has shape {x.shape}', name, 'Pass a code of shape (d,) or codes of shape (n, d).')
+    if x.ndim not in (1, 2) or x.shape[-1] < 2: raise InputError(f'has shape {x.shape}', name, 'Pass a code of shape (d,) or codes of shape (n, d).')
     x = np.atleast_2d(x)
     if dim is not None and x.shape[1] != dim: raise InputError(f'has dimension {x.shape[1]}, the mechanism was made for {dim}', name, f'Construct the mechanism with dim={x.shape[1]}.')
     if not np.isfinite(x).all(): raise InputError('holds NaN or infinity', name, 'Leave out faces whose code could not be computed.')
     length = np.linalg.norm(x, axis=1, keepdims=True)
+    if (length < 1e-6).any(): raise InputError('holds a zero vector, which has no direction', name, 'Leave out faces whose code could not be computed.')
+    if not unit: return x
     if len(x) and np.abs(length - 1).max() > 1e-3: raise InputError(f'has length {length[np.abs(length-1).argmax(), 0]:.4g}, not 1', name, 'Normalise codes first: deidnb.identity.experts.unit(z).')
     return x/length
 

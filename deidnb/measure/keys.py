@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import ConfigError
 from ..identity.experts import stored_threshold
-from ..identity.rotation import BookRotation, FaceIsometry, FaceShape, Key, KeyedIsometry, PlaneRotation, as_codes, dot, level_angle, reference, reference_library, stretch, unit_rows
+from ..identity.mechanism import unit_codes
+from ..identity.rotation import BookRotation, FaceIsometry, FaceShape, Key, KeyedIsometry, PlaneRotation, dot, level_angle, reference, reference_library, stretch, unit_rows
 from .tables import Table
 
 # %% ../../nbs/measure/05_keys.ipynb #3bed5079
@@ -28,13 +29,13 @@ def transforms(library=None)->dict: # name -> f(key, theta); theta in degrees
 
 def recovery(right, wrong, z)->np.ndarray: # (n,) cosines
     "Protect with one transform, recover with another: cosine to the original"
-    z = as_codes(z); return dot(z, wrong.recovered(right(z)))[:, 0]
+    z = unit_codes(z); return dot(z, wrong.recovered(right(z)))[:, 0]
 
 # %% ../../nbs/measure/05_keys.ipynb #b9084347
 def level_table(z, make, pairs=4, # make(key, theta) -> transform; pairs: pairs of right and wrong key
                 levels=range(10), threshold=None)->Table:
     "Protection and recovery at each level of book ch. 6"
-    z = as_codes(z); tau = stored_threshold('sface') if threshold is None else threshold; t = Table(title='Keyed rotation by level', meta=dict(threshold=tau, people=len(z), key_pairs=pairs))
+    z = unit_codes(z); tau = stored_threshold('sface') if threshold is None else threshold; t = Table(title='Keyed rotation by level', meta=dict(threshold=tau, people=len(z), key_pairs=pairs))
     for d in levels:
         theta, got = level_angle(d), {k: [] for k in ('protected', 'flipped', 'exact', 'unit', 'wrong')}
         for i in range(pairs):
@@ -50,19 +51,19 @@ def level_table(z, make, pairs=4, # make(key, theta) -> transform; pairs: pairs 
 def noisy(z, kappa, rng=0)->np.ndarray:
     "Codes at cosine kappa to z, in random directions (a seed or a numpy generator: for experiments)"
     if not -1 <= kappa <= 1: raise ConfigError(f'must be a cosine, got {kappa}', 'kappa')
-    z = as_codes(z, unit=False); z = unit_rows(z); n = np.random.default_rng([rng, 1] if isinstance(rng, (int, np.integer)) else rng).normal(size=z.shape) # not the stream that the same seed gives elsewhere
+    z = unit_codes(z, unit=False); z = unit_rows(z); n = np.random.default_rng([rng, 1] if isinstance(rng, (int, np.integer)) else rng).normal(size=z.shape) # not the stream that the same seed gives elsewhere
     return kappa*z + np.sqrt(1-kappa**2)*unit_rows(n - dot(n, z)*z)
 
 def noise_curve(z, make, theta, kappas=(1, .99, .95, .9, .8, .7, .6, .5), keys=4)->np.ndarray: # (len(kappas),) mean recovered cosines
     "Cosine of the recovered code to the original, when the code of the protected picture is off by kappa"
-    z = as_codes(z); fs = [make(Key.draw(i), theta) for i in range(keys)]
+    z = unit_codes(z); fs = [make(Key.draw(i), theta) for i in range(keys)]
     def one(f, k, i): x = f(z); return dot(z, f.recovered(noisy(x, k, i)*np.linalg.norm(x, axis=1, keepdims=True)))[:, 0].mean()
     return np.array([np.mean([one(f, k, i) for i,f in enumerate(fs)]) for k in kappas])
 
 # %% ../../nbs/measure/05_keys.ipynb #ed0f4a8e
 def likeness_to_library(x, library)->tuple: # (cosine to the nearest, cosine to the mean direction), each (n,)
     "How much codes look like codes of people"
-    x, lib = as_codes(x), as_codes(library); return (x @ lib.T).max(1), x @ unit_rows(lib.mean(0))
+    x, lib = unit_codes(x), unit_codes(library); return (x @ lib.T).max(1), x @ unit_rows(lib.mean(0))
 
 # %% ../../nbs/measure/05_keys.ipynb #6e8f8b7f
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def pack(same)->int: # (n, n) bool
 
 def keys_apart(z, make, theta, keys=500, threshold=None)->KeysApart:
     "Pseudonyms of a few people under many keys, compared pairwise at a threshold"
-    z = as_codes(z); tau = stored_threshold('sface') if threshold is None else threshold
+    z = unit_codes(z); tau = stored_threshold('sface') if threshold is None else threshold
     P = np.stack([unit_rows(make(Key.draw(10_000+i), theta)(z)) for i in range(keys)], 1) # (people, keys, d)
     same = P @ P.transpose(0, 2, 1) >= tau; packed = np.mean([pack(s) for s in same]); same[:, np.arange(keys), np.arange(keys)] = False
     h = same.sum((0, 2))/(len(z)*(keys-1)); rate = float(h.mean()); w = 1.96*2*h.std(ddof=1)/np.sqrt(keys)
@@ -113,7 +114,7 @@ def near_password(z, make, theta, password, others, salt=bytes(16), version=1)->
 def near_reference(z, library, theta, k=10, draws=20, centred=True)->np.ndarray: # (k+1,) for 0..k shared identities
     "What comes back with a reference that shares m of the k identities"
     from deidnb.identity.rotation import rotate, rotate_back
-    z, lib, out = as_codes(z), as_codes(library, 'library'), np.zeros(k+1); m0 = k*lib.mean(0) if centred else 0
+    z, lib, out = unit_codes(z), unit_codes(library, name='library'), np.zeros(k+1); m0 = k*lib.mean(0) if centred else 0
     for i in range(draws):
         pick = np.array(Key.draw(i).stream('near').choice(len(lib), 2*k)); r = unit_rows(lib[pick[:k]].sum(0) - m0)
         for m in range(k+1): out[m] += dot(z, unit_rows(rotate_back(rotate(z, r, theta), unit_rows(lib[pick[k-m:2*k-m]].sum(0) - m0), theta))).mean()/draws
@@ -140,30 +141,30 @@ def brute_force(seconds, # of one guess
 # %% ../../nbs/measure/05_keys.ipynb #32b375a5
 def reference_from_one_pair(z, z_new)->np.ndarray: # (2, d): both candidates
     "The reference of a printed rotation from one code before and after, of the printed length"
-    z, x = as_codes(z)[0], as_codes(z_new, 'z_new', unit=False)[0]; c = z @ x; z90 = (x - c*z)/np.sqrt(1-c*c); A = np.sqrt(max(0., 1 - z90 @ z90))
+    z, x = unit_codes(z)[0], unit_codes(z_new, name='z_new', unit=False)[0]; c = z @ x; z90 = (x - c*z)/np.sqrt(1-c*c); A = np.sqrt(max(0., 1 - z90 @ z90))
     return np.stack([z90 + A*z, z90 - A*z])
 
 def reference_from_pairs(z, z_new)->np.ndarray: # (d,), up to sign
     "The direction that the planes of all pairs share"
-    z, x = as_codes(z), as_codes(z_new, 'z_new', unit=False); e = unit_rows(x - dot(x, z)*z)
+    z, x = unit_codes(z), unit_codes(z_new, name='z_new', unit=False); e = unit_rows(x - dot(x, z)*z)
     return np.linalg.eigh(z.T @ z + e.T @ e)[1][:, -1]
 
 def procrustes(before, after, tol=1e-6)->np.ndarray: # (d, d), after = R before
     "The rotation that fits known pairs, zero where they say nothing"
-    U, s, Vt = np.linalg.svd(as_codes(after, 'after').T @ as_codes(before, 'before')); k = int((s > tol*s[0]).sum())
+    U, s, Vt = np.linalg.svd(unit_codes(after, name='after').T @ unit_codes(before, name='before')); k = int((s > tol*s[0]).sum())
     return U[:, :k] @ Vt[:k]
 
 # %% ../../nbs/measure/05_keys.ipynb #d7410a49
 def undo(z, z_new, unseen)->dict: # attack -> (candidates, n, d) guesses
     "What known pairs say about unseen protected codes"
-    z, x, y = as_codes(z), unit_rows(as_codes(z_new, 'z_new', unit=False)), unit_rows(as_codes(unseen, 'unseen', unit=False))
+    z, x, y = unit_codes(z), unit_rows(unit_codes(z_new, name='z_new', unit=False)), unit_rows(unit_codes(unseen, name='unseen', unit=False))
     c = float(np.median(dot(z, x))); s = np.sqrt(1-c*c); r = reference_from_pairs(z, x); e = unit_rows(r - dot(y, r[None])*y)
     guess = lambda R: unit_rows(y @ R + 1e-12*y)[None]
     return {'planes meet': np.stack([c*y + s*e, c*y - s*e]), 'Procrustes': guess(procrustes(z, x)), 'Procrustes, doubled': guess(procrustes(np.r_[z, x], np.r_[x, unit_rows(2*c*x - z)]))}
 
 def known_pairs(z, make, theta, ks=(1, 2, 4, 8, 16, 32, 64, 96, 128, 160), kappa=1., keys=3)->dict: # attack -> (len(ks),) mean cosine, best candidate
     "Cosine to the original of unseen codes recovered from k known pairs without the key; kappa: how well the attacker knows the protected codes"
-    z = as_codes(z); out, n = {}, max(ks)
+    z = unit_codes(z); out, n = {}, max(ks)
     if len(z) <= n: raise ConfigError(f'{len(z)} codes are too few to learn from {n} and test on the rest', 'z')
     for i in range(keys):
         x = make(Key.draw(500+i), theta)(z); p = np.random.default_rng(i).permutation(len(z)); z_, x_ = z[p], noisy(x[p], kappa, i)
