@@ -6,7 +6,7 @@
 __all__ = ['FITTED', 'ATTACKS', 'number', 'binomial_bounds', 'epsilon_from_counts', 'ceiling', 'draws_needed', 'side_counts',
            'choose_event', 'count_event', 'epsilon_lower_bound', 'numpy_rng', 'Broken', 'HalfNoise',
            'ForgottenDimension', 'OneNumber', 'ReusedDraw', 'TextbookLaplace', 'DataDependentScale', 'Overclaim',
-           'neighbour_pairs', 'draw', 'features', 'whiten', 'fit_logistic', 'lowest_bit', 'fit_lattice',
+           'neighbour_pairs', 'draw', 'features', 'whiten', 'fit_logistic', 'coarse', 'lowest_bit', 'fit_lattice',
            'fit_histogram', 'fit_net', 'statistics', 'Audit', 'Audits', 'claim_of', 'candidate_pairs', 'best_statistic',
            'audit']
 
@@ -182,28 +182,34 @@ def draw(psi, z, n, seed, simulate=True,
     return x
 
 # %% ../../nbs/identity/03_audit.ipynb #f20c3751
-def features(x)->np.ndarray: # (n, values) -> (n, features)
-    s = np.maximum(np.abs(x), 1e-9); return np.c_[x, s, np.log(s), np.log(s.sum(1, keepdims=True))]
+def features(x, c0, c1)->np.ndarray: # outputs (n, values) and two centres -> (n, features)
+    "What a classifier sees: values, how much nearer to one centre than to the other, sizes"
+    s = np.maximum(np.abs(x), 1e-9); near = np.abs(x-c1) - np.abs(x-c0)
+    return np.c_[x, near, s, np.log(s.sum(1, keepdims=True)), np.log(s) if x.shape[1] <= 32 else near.sum(1)]
 
 def whiten(x): # features -> function that standardises like these, robustly
     m, s = x.mean(0), x.std(0) + 1e-12; return lambda y: np.clip((y-m)/s, -8, 8)
 
-def fit_logistic(x0, x1, seed=0, ridge=1e-2, steps=12):
+def fit_logistic(x0, x1, c0, c1, seed=0, ridge=1e-2, steps=12):
     "Newton's method for logistic regression on `features`"
-    f0, f1 = features(x0), features(x1); w = whiten(np.r_[f0, f1]); X = np.c_[w(np.r_[f0, f1]), np.ones(len(x0)+len(x1))]
+    f = features(np.r_[x0, x1], c0, c1); w = whiten(f); X = np.c_[w(f), np.ones(len(f))]
     y, beta = np.r_[np.ones(len(x0)), np.zeros(len(x1))], np.zeros(X.shape[1])
     for _ in range(steps):
         p = 1/(1+np.exp(-np.clip(X@beta, -30, 30))); h = np.maximum(p*(1-p), 1e-6)
         step = np.linalg.solve((X*h[:, None]).T@X + ridge*len(y)/100*np.eye(len(beta)), X.T@(y-p) - ridge*len(y)/100*beta); beta = beta + step
         if np.abs(step).max() < 1e-5: break
-    return lambda x: np.c_[w(features(x)), np.ones(len(x))]@beta
+    return lambda x: np.c_[w(features(x, c0, c1)), np.ones(len(x))]@beta
+
+def coarse(x, bits=12):
+    "A function that rounds outputs like these to about `bits` bits below their median size"
+    m = np.median(np.abs(x)); g = 2.**(math.floor(math.log2(m)) - bits) if m > 0 else 2.**-bits; return lambda y: np.rint(y/g)*g
 
 def lowest_bit(x)->np.ndarray: # int64, 9999 for zero
     "Binary exponent of the lowest set bit"
     m, e = np.frexp(np.asarray(x, np.float64)); i = (m*2.**53).astype(np.int64); low = i & -i
     return np.where(i == 0, 9999, e - 53 + np.log2(np.maximum(low, 1)).astype(np.int64))
 
-def fit_lattice(x0, x1, seed=0):
+def fit_lattice(x0, x1):
     "Sum over coordinates of the log-odds of the lowest bit's position"
     tables = []
     for a, b in zip(lowest_bit(x0).T, lowest_bit(x1).T):
@@ -215,18 +221,17 @@ def fit_lattice(x0, x1, seed=0):
     return score
 
 # %% ../../nbs/identity/03_audit.ipynb #93d22f5e
-def fit_histogram(x0, x1, seed=0, bins=12, along=None):
-    "Log-odds of cells: quantiles of the projection on `along` (default: the difference of the medians) by quantiles of the length"
-    w = np.median(x0, 0) - np.median(x1, 0) if along is None else along
-    f = lambda x: (x@w, np.abs(x).sum(1)); both = f(np.r_[x0, x1]); q = np.linspace(0, 1, bins+1)[1:-1]; edges = [np.quantile(v, q) for v in both]
+def fit_histogram(x0, x1, c0, c1, seed=0, bins=12):
+    "Log-odds of cells: quantiles of the difference of the l1 distances to the centres by quantiles of their sum"
+    d = lambda x, c: np.abs(x-c).sum(1); f = lambda x: (d(x, c1) - d(x, c0), d(x, c0) + d(x, c1)); both = f(np.r_[x0, x1]); q = np.linspace(0, 1, bins+1)[1:-1]; edges = [np.quantile(v, q) for v in both]
     cell = lambda x: sum(np.searchsorted(e, v)*bins**i for i, (e, v) in enumerate(zip(edges, f(x))))
     p, r = (np.bincount(cell(x), minlength=bins**2) + .5 for x in (x0, x1)); table = np.log(p/p.sum()) - np.log(r/r.sum())
     return lambda x: table[cell(x)]
 
-def fit_net(x0, x1, seed=0, hidden=64, steps=300):
+def fit_net(x0, x1, c0, c1, seed=0, hidden=64, steps=300):
     "A network with one hidden layer on `features`"
     import torch
-    f0, f1 = features(x0), features(x1); w = whiten(np.r_[f0, f1]); t = lambda x: torch.as_tensor(w(features(x)), dtype=torch.float32)
+    w = whiten(features(np.r_[x0, x1], c0, c1)); t = lambda x: torch.as_tensor(w(features(x, c0, c1)), dtype=torch.float32)
     X, y, g = t(np.r_[x0, x1]), torch.cat([torch.ones(len(x0)), torch.zeros(len(x1))]), torch.Generator().manual_seed(int(seed))
     P = [torch.randn(s, generator=g)*s[0]**-.5 for s in ((X.shape[1], hidden), (hidden, 1))] + [torch.zeros(hidden), torch.zeros(1)]
     for p in P: p.requires_grad_()
@@ -238,18 +243,20 @@ def fit_net(x0, x1, seed=0, hidden=64, steps=300):
         with torch.no_grad(): return net(t(x)).double().numpy()
     return score
 
-FITTED = dict(logistic=fit_logistic, net=fit_net, histogram=fit_histogram, lattice=fit_lattice)
+FITTED = dict(logistic=fit_logistic, net=fit_net, histogram=fit_histogram)
 
 def statistics(psi, z0, z1, x0, x1, names, seed=0)->dict: # name -> function of outputs
     "The statistics of these names, trained on x0 and x1; those that do not fit the outputs are left out"
-    z0, z1 = np.asarray(z0, np.float64), np.asarray(z1, np.float64); out = {}
+    z0, z1 = np.asarray(z0, np.float64), np.asarray(z1, np.float64); out = {}; same = x0.shape[1] == len(z0); c = coarse(np.r_[x0, x1])
+    centres = (z0, z1) if same else (np.median(c(x0), 0), np.median(c(x1), 0))
     for k in names:
-        if k in FITTED: out[k] = FITTED[k](x0, x1, seed)
-        elif k == 'direction' and x0.shape[1] == len(z0): out[k] = lambda x: x@(z0-z1)
-        elif k == 'density' and hasattr(psi, 'log_ratio') and x0.shape[1] == len(z0): out[k] = lambda x: np.nan_to_num(np.asarray(psi.log_ratio(x, z0, z1), np.float64), nan=0., posinf=1e300, neginf=-1e300)
+        if k == 'lattice': out[k] = fit_lattice(x0, x1)
+        elif k in FITTED: out[k] = (lambda f: lambda x: f(c(x)))(FITTED[k](c(x0), c(x1), *centres, seed))
+        elif k == 'direction' and same: out[k] = lambda x: c(x)@(z0-z1)
+        elif k == 'density' and hasattr(psi, 'log_ratio') and same: out[k] = lambda x: np.rint(np.nan_to_num(np.asarray(psi.log_ratio(x, z0, z1), np.float64), nan=0., posinf=1e6, neginf=-1e6)*2**10)/2**10
     return out
 
-# %% ../../nbs/identity/03_audit.ipynb #6f546bc1
+# %% ../../nbs/identity/03_audit.ipynb #56185bb5
 @dataclass(frozen=True)
 class Audit:
     "What an audit found"
@@ -280,8 +287,8 @@ class Audits(list):
         return '\n'.join([line(rows[0]), line('---' for _ in rows[0]), *(line(r.values()) for r in rows)])
     def __repr__(self): return '\n'.join(map(repr, self))
 
-# %% ../../nbs/identity/03_audit.ipynb #56185bb5
-ATTACKS = ('auto', 'density', 'direction', *FITTED)
+# %% ../../nbs/identity/03_audit.ipynb #0bc8168d
+ATTACKS = ('auto', 'density', 'direction', *FITTED, 'lattice')
 
 def claim_of(psi, claim, delta)->tuple: # function (z0, z1) -> epsilon or None; delta
     "The claim to hold a mechanism to: a number, a function of the two neighbours, or its own guarantee"
@@ -315,7 +322,7 @@ def best_statistic(psi, pair, parts, names, delta, confidence, seed)->tuple: # b
     if best[2] is None: raise ConfigError(f'no statistic of {list(names)} fits this mechanism', 'attack', "Use attack='auto'.")
     return best
 
-# %% ../../nbs/identity/03_audit.ipynb #0bc8168d
+# %% ../../nbs/identity/03_audit.ipynb #4c9c6ae2
 def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows must be independent
           n=40_000,        # draws of each neighbour, half of them counted
           claim=None,      # epsilon, or (z0, z1) -> epsilon; default: psi.guarantee.epsilon
