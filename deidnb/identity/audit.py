@@ -8,7 +8,8 @@ __all__ = ['FITTED', 'ATTACKS', 'number', 'binomial_bounds', 'epsilon_from_count
            'ForgottenDimension', 'OneNumber', 'ReusedDraw', 'TextbookLaplace', 'DataDependentScale', 'Overclaim',
            'neighbour_pairs', 'draw', 'features', 'whiten', 'fit_logistic', 'coarse', 'lowest_bit', 'fit_lattice',
            'fit_histogram', 'fit_net', 'statistics', 'Audit', 'Audits', 'claim_of', 'candidate_pairs', 'best_statistic',
-           'audit']
+           'audit', 'audit_all', 'bernstein_bounds', 'renyi_divergence_bound', 'renyi_of_epsilon', 'epsilon_of_renyi',
+           'renyi_lower_bound', 'one_run_p_value', 'one_run_bound', 'coin_run', 'right_guesses', 'audit_one_run']
 
 # %% ../../nbs/identity/03_audit.ipynb #2b3f4b81
 import math, time
@@ -348,3 +349,96 @@ def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows mus
     counts = count_event(score(a), score(b), event)
     return Audit(getattr(psi, 'name', '') or (repr(psi) if ' at 0x' not in repr(psi) else type(psi).__name__), float(epsilon_from_counts(*counts, delta, confidence)), claim(*pair), len(a), name, chosen, confidence, delta,
                  ceiling(len(a), delta, confidence), counts, time.time()-start)
+
+# %% ../../nbs/identity/03_audit.ipynb #ad067beb
+def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments of `audit`)}
+              alarm=.05,   # probability that any sound mechanism among them is called broken
+              **kw)->Audits:
+    "Audits of a family of mechanisms at a family-wise false-alarm rate"
+    from dataclasses import replace
+    number('alarm', alarm, 0, 1); kw['confidence'] = 1 - alarm/max(len(mechanisms), 1); out = Audits()
+    for name, m in mechanisms.items():
+        m, own = m if isinstance(m, tuple) else (m, {}); out.append(replace(audit(m, **kw | own), mechanism=name))
+    return out
+
+# %% ../../nbs/identity/03_audit.ipynb #cb4d8017
+def bernstein_bounds(x, span, alpha)->tuple: # lower, upper
+    "Bounds of the mean of independent values from an interval of length `span`, each wrong with probability at most alpha"
+    n, l = len(x), math.log(2/alpha); r = math.sqrt(2*x.var(ddof=1)*l/n) + 7*span*l/(3*(n-1)); return x.mean()-r, x.mean()+r
+
+def renyi_divergence_bound(a, b,      # an estimate of the log-ratio at independent outputs of z0 and of z1
+                           order=2., clip=1., confidence=.95)->float:
+    "Lower bound of the Renyi divergence by (4)"
+    number('order', order, 1, 1e3); number('clip', clip, 0, 300/order); tail = (1-confidence)/2
+    f = lambda g, k: np.exp(k*np.clip(g, -clip, clip)); span = lambda k: math.exp(k*clip) - math.exp(-k*clip)
+    p, q = bernstein_bounds(f(a, order-1), span(order-1), tail)[0], bernstein_bounds(f(b, order), span(order), tail)[1]
+    return max(0., order/(order-1)*math.log(p) - math.log(q)) if p > 0 else 0.
+
+def renyi_of_epsilon(epsilon, order)->float:
+    "The largest Renyi divergence under pure epsilon-privacy, (3)"
+    return float((np.logaddexp(order*epsilon, (1-order)*epsilon) - np.logaddexp(0, epsilon))/(order-1))
+
+def epsilon_of_renyi(divergence, order)->float:
+    "Inverse of `renyi_of_epsilon`"
+    from scipy.optimize import brentq
+    return 0. if divergence <= 0 else brentq(lambda e: renyi_of_epsilon(e, order) - divergence, 0, 2*divergence + 10*math.sqrt(divergence) + 10)
+
+# %% ../../nbs/identity/03_audit.ipynb #69cc5e0c
+def renyi_lower_bound(a, b, confidence=.95, orders=(1.5, 2., 3., 5., 9.), clips=(.1, .25, .5, 1., 2., 4.))->tuple: # epsilon, (order, clip)
+    "Lower bound of epsilon from an estimate of the log-ratio: order and clip chosen on the first half, both directions"
+    h, best = min(len(a), len(b))//2, (-1., None)
+    for k in orders:
+        for c in clips:
+            for s in (1, -1):
+                p, q = (a, b) if s == 1 else (-b, -a); e = epsilon_of_renyi(renyi_divergence_bound(p[:h], q[:h], k, c, confidence), k)
+                if e > best[0]: best = (e, (k, c, s))
+    k, c, s = best[1]; p, q = (a, b) if s == 1 else (-b, -a)
+    return epsilon_of_renyi(renyi_divergence_bound(p[h:], q[h:], k, c, confidence), k), (k, c)
+
+# %% ../../nbs/identity/03_audit.ipynb #de1b53d9
+def one_run_p_value(m, r, v,  # people, guesses, right guesses
+                    epsilon, delta=0.)->float:
+    "How likely at least v right guesses are under (epsilon, delta)-privacy, at most: (5)"
+    from scipy.stats import binom
+    q = 1/(1+math.exp(-epsilon)); i = np.arange(1, max(v, 1)+1); tail = float(binom.sf(v-1, r, q))
+    extra = float(((binom.cdf(v-1, r, q) - binom.cdf(v-1-i, r, q))/i).max()) if delta and v else 0.
+    return min(1., tail + 2*m*delta*max(extra, 0.))
+
+def one_run_bound(m, r, v, delta=0., confidence=.95)->float:
+    "Lower bound of epsilon from v right guesses of r, among m people"
+    from scipy.optimize import brentq
+    m, r, v = (number(k, x, -1, 1e9, whole=True) for k, x in (('m', m), ('r', r), ('v', v))); number('confidence', confidence, 0, 1); number('delta', delta, -1e-300, 1)
+    if not 0 <= v <= r <= m: raise ConfigError(f'must be 0 <= v <= r <= m, got v={v}, r={r}, m={m}', 'v')
+    f = lambda e: one_run_p_value(m, r, v, e, delta) - (1-confidence)
+    if r == 0 or f(0.) >= 0: return 0.
+    return brentq(f, 0, 60, xtol=1e-10) if f(60.) > 0 else 60.
+
+# %% ../../nbs/identity/03_audit.ipynb #70df7d31
+def coin_run(psi, pair, m, seed, simulate=True)->tuple: # outputs (m, values), coins (m,) bool: True for z0
+    "One call for m people whose inputs were chosen by coins"
+    g = np.random.default_rng(seed); coins = g.random(m) < .5; kw = dict(rng=int(g.integers(2**62)), simulate=True) if simulate else {}
+    x = np.asarray(psi(np.where(coins[:, None], pair[0], pair[1]).astype(np.float32), **kw), np.float64).reshape(m, -1)
+    if not np.isfinite(x).all(): raise ConfigError('returned values that are not finite', 'psi')
+    return x, coins
+
+def right_guesses(score, coins, share)->tuple: # r, v
+    "Guess z0 for the highest scores and z1 for the lowest; abstain between"
+    r = max(2, int(len(score)*share)//2*2); order = np.argsort(score, kind='stable')
+    return r, int(coins[order[len(order)-r//2:]].sum() + (~coins[order[:r//2]]).sum())
+
+def audit_one_run(psi, m=4000,    # people protected by the counted call
+                  claim=None, delta=None, pairs=None, attack='auto', confidence=.95, dim=None, seed=0, simulate=True,
+                  shares=(.02, .05, .1, .2, .4, .7, 1.))->Audit: # how many coins to guess
+    "Like `audit`, but what is counted is a single call"
+    start = time.time(); m = number('m', m, 15, 1e7, whole=True); (claim, delta), pairs = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed); best = (-1.,)
+    if attack not in ATTACKS: raise ConfigError(f'unknown attack {attack!r}', 'attack', did_you_mean(attack, ATTACKS))
+    for p, (name, pair) in enumerate(pairs.items()):
+        (x, c), (y, d) = (coin_run(psi, pair, m, [abs(int(seed)), 1 + p, i], simulate) for i in range(2))
+        for k, s in statistics(psi, *pair, x[c], x[~c], ('density', 'direction', 'logistic') if attack == 'auto' else (attack,), seed).items():
+            for share in shares:
+                e = one_run_bound(m, *right_guesses(s(y), d, share), delta, confidence) - (claim(*pair) or 0)
+                if e > best[0]: best = (e, name, k, s, share)
+            if best[0] == -1.: best = (-math.inf, name, k, s, 1.)
+    if len(best) == 1: raise ConfigError('no statistic fits this mechanism', 'attack', "Use attack='auto'.")
+    _, name, k, s, share = best; x, c = coin_run(psi, pairs[name], m, [abs(int(seed)), 0, 0], simulate); r, v = right_guesses(s(x), c, share)
+    return Audit(getattr(psi, 'name', '') or repr(psi), one_run_bound(m, r, v, delta, confidence), claim(*pairs[name]), m, f'one run, {k}', name, confidence, delta, one_run_bound(m, m, m, delta, confidence), (m, r, v), time.time()-start)
