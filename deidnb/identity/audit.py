@@ -177,15 +177,16 @@ def features(x, c0, c1)->np.ndarray: # outputs (n, values) and two centres -> (n
 def whiten(x): # features -> function that standardises like these, robustly
     m, s = x.mean(0), x.std(0) + 1e-12; return lambda y: np.clip((y-m)/s, -8, 8)
 
-def fit_logistic(x0, x1, c0, c1, seed=0, ridge=1e-2, steps=12):
-    "Newton's method for logistic regression on `features`"
-    f = features(np.r_[x0, x1], c0, c1); w = whiten(f); X = np.c_[w(f), np.ones(len(f))]
-    y, beta = np.r_[np.ones(len(x0)), np.zeros(len(x1))], np.zeros(X.shape[1])
-    for _ in range(steps):
-        p = 1/(1+np.exp(-np.clip(X@beta, -30, 30))); h = np.maximum(p*(1-p), 1e-6)
-        step = np.linalg.solve((X*h[:, None]).T@X + ridge*len(y)/100*np.eye(len(beta)), X.T@(y-p) - ridge*len(y)/100*beta); beta = beta + step
-        if np.abs(step).max() < 1e-5: break
-    return lambda x: np.c_[w(features(x, c0, c1)), np.ones(len(x))]@beta
+def fit_logistic(x0, x1, c0, c1, seed=0, ridge=1e-4, steps=60):
+    "Logistic regression on `features`"
+    from scipy.optimize import minimize
+    f = features(np.r_[x0, x1], c0, c1); w = whiten(f); prepare = lambda f: np.c_[w(f), np.ones(len(f))].astype(np.float32)
+    X, sign = prepare(f), np.r_[np.ones(len(x0)), -np.ones(len(x1))].astype(np.float32)
+    def loss(beta):
+        m = sign*(X@beta.astype(np.float32)); p = 1/(1+np.exp(np.clip(m, -60, 60)))
+        return float(np.logaddexp(0, -m).mean() + ridge*beta@beta), -(X.T@(p*sign)).astype(np.float64)/len(X) + 2*ridge*beta
+    beta = minimize(loss, np.zeros(X.shape[1]), jac=True, method='L-BFGS-B', options=dict(maxiter=steps)).x
+    return lambda x: prepare(features(x, c0, c1))@beta
 
 def coarse(x, bits=12):
     "A function that rounds outputs like these to about `bits` bits below their median size"
@@ -338,7 +339,7 @@ def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows mus
     return Audit(getattr(psi, 'name', '') or (repr(psi) if ' at 0x' not in repr(psi) else type(psi).__name__), float(epsilon_from_counts(*counts, delta, confidence)), claim(*pair), len(a), name, chosen, confidence, delta,
                  ceiling(len(a), delta, confidence), counts, time.time()-start)
 
-# %% ../../nbs/identity/03_audit.ipynb #ad067beb
+# %% ../../nbs/identity/03_audit.ipynb #3074be5f
 def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments of `audit`)}
               alarm=.05,   # probability that any sound mechanism among them is called broken
               **kw)->Audits:
@@ -348,7 +349,7 @@ def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments 
         m, own = m if isinstance(m, tuple) else (m, {}); out.append(replace(audit(m, **kw | own), mechanism=name))
     return out
 
-# %% ../../nbs/identity/03_audit.ipynb #cb4d8017
+# %% ../../nbs/identity/03_audit.ipynb #dfb71ca3
 def bernstein_bounds(x, span, alpha)->tuple: # lower, upper
     "Bounds of the mean of independent values from an interval of length `span`, each wrong with probability at most alpha"
     n, l = len(x), math.log(2/alpha); r = math.sqrt(2*x.var(ddof=1)*l/n) + 7*span*l/(3*(n-1)); return x.mean()-r, x.mean()+r
@@ -370,7 +371,7 @@ def epsilon_of_renyi(divergence, order)->float:
     from scipy.optimize import brentq
     return 0. if divergence <= 0 else brentq(lambda e: renyi_of_epsilon(e, order) - divergence, 0, 2*divergence + 10*math.sqrt(divergence) + 10)
 
-# %% ../../nbs/identity/03_audit.ipynb #69cc5e0c
+# %% ../../nbs/identity/03_audit.ipynb #a075f8ec
 def renyi_lower_bound(a, b, confidence=.95, orders=(1.5, 2., 3., 5., 9.), clips=(.1, .25, .5, 1., 2., 4.))->tuple: # epsilon, (order, clip)
     "Lower bound of epsilon from an estimate of the log-ratio: order and clip chosen on the first half, both directions"
     h, best = min(len(a), len(b))//2, (-1., None)
@@ -382,7 +383,7 @@ def renyi_lower_bound(a, b, confidence=.95, orders=(1.5, 2., 3., 5., 9.), clips=
     k, c, s = best[1]; p, q = (a, b) if s == 1 else (-b, -a)
     return epsilon_of_renyi(renyi_divergence_bound(p[h:], q[h:], k, c, confidence), k), (k, c)
 
-# %% ../../nbs/identity/03_audit.ipynb #de1b53d9
+# %% ../../nbs/identity/03_audit.ipynb #1672efa1
 def one_run_p_value(m, r, v,  # people, guesses, right guesses
                     epsilon, delta=0.)->float:
     "How likely at least v right guesses are under (epsilon, delta)-privacy, at most: (5)"
@@ -400,7 +401,7 @@ def one_run_bound(m, r, v, delta=0., confidence=.95)->float:
     if r == 0 or f(0.) >= 0: return 0.
     return brentq(f, 0, 60, xtol=1e-10) if f(60.) > 0 else 60.
 
-# %% ../../nbs/identity/03_audit.ipynb #70df7d31
+# %% ../../nbs/identity/03_audit.ipynb #3c7e90b1
 def coin_run(psi, pair, m, seed, simulate=True)->tuple: # outputs (m, values), coins (m,) bool: True for z0
     "One call for m people whose inputs were chosen by coins"
     g = np.random.default_rng(seed); coins = g.random(m) < .5; kw = dict(rng=int(g.integers(2**62)), simulate=True) if simulate else {}
