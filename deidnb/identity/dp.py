@@ -6,7 +6,8 @@
 __all__ = ['MARGIN', 'EPSILONS', 'UNCOVERED', 'TRIES', 'number', 'unit_codes', 'Source', 'Mechanism', 'normalised',
            'laplace_cosine', 'Laplace', 'gaussian_delta', 'gaussian_sigma', 'AnalyticGaussian', 'log_cap',
            'log_cap_mean', 'two_level', 'best', 'keep_lattice', 'toward', 'refused', 'coordinate', 'PrivUnit',
-           'PrivUnitG']
+           'PrivUnitG', 'log_mgf', 'mean_resultant', 'VonMisesFisher', 'Exponential', 'subsampled', 'accounting',
+           'compose', 'subsampled_gaussian']
 
 # %% ../../nbs/identity/02_dp.ipynb #6a43c0f2
 import math, os, secrets
@@ -105,9 +106,9 @@ def normalised(x)->np.ndarray:
 # %% ../../nbs/identity/02_dp.ipynb #ffd3ee26
 def laplace_cosine(z, # (d,) unit
                    b)->float: # scale of the noise
-    "E cos(z, z + Lap(b)^d), by one integral"
+    "E cos(z, z + Lap(b)^d), by one integral (good to about 1e-6)"
     from scipy.special import erfcx
-    z, s = np.asarray(z, np.float64)[:, None], np.exp(np.arange(-90, 60, .1) - np.log(2*len(z)*b*b + 1))
+    z, s = np.asarray(z, np.float64)[:, None], np.exp(np.arange(-60, 40, .4) - np.log(2*len(z)*b*b + 1))
     r = np.sqrt(s)
     def side(a): # E[exp(-s Y^2); the noise has the sign of a growing]
         q = r*a + 1/(2*b*r); low = np.minimum(q, 0)
@@ -115,7 +116,7 @@ def laplace_cosine(z, # (d,) unit
         return m*math.sqrt(math.pi)/(4*b*r)
     up, down = side(z), side(-z); m0 = np.maximum(up + down, 1e-300); m1 = (down - up)/(2*s*b)
     f = (z*m1/m0).sum(0)*np.exp(np.log(m0).sum(0))*r/math.sqrt(math.pi)
-    return float(f.sum()*.1)
+    return float(f.sum()*.4)
 
 # %% ../../nbs/identity/02_dp.ipynb #d43774b4
 class Laplace(Mechanism):
@@ -147,9 +148,9 @@ class Laplace(Mechanism):
         y = z - self.scale*np.sign(u)*np.log(np.maximum(1 - 2*np.abs(u), 1e-300))
         return normalised(y) if self.normalise else y
 
-    def expected_cosine(self, z=None)->float: # z: a code; None: the mean over 16 fixed random directions
+    def expected_cosine(self, z=None)->float: # z: a code; None: the mean over 8 fixed random directions
         "Mean cosine of noisy and true code (it depends a little on the direction)"
-        codes = unit_codes(np.random.default_rng(0).normal(size=(16, self.dim)) @ np.eye(self.dim) if False else normalised(np.random.default_rng(0).normal(size=(16, self.dim)))) if z is None else unit_codes(z, self.dim)
+        codes = normalised(np.random.default_rng(0).normal(size=(8, self.dim))) if z is None else unit_codes(z, self.dim)
         return float(np.mean([laplace_cosine(c, self.scale) for c in codes]))
 
     @property
@@ -248,8 +249,8 @@ def two_level(epsilon, log_share, log_mean)->tuple: # (epsilon_0, expected proje
 def best(f, lo, hi)->float:
     "The place of the maximum of f on [lo, hi]: a grid, then a bounded search"
     from scipy.optimize import minimize_scalar
-    x = np.linspace(lo, hi, 400); i = int(np.argmax([f(v) for v in x]))
-    return float(minimize_scalar(lambda v: -f(v), bounds=(x[max(i-1, 0)], x[min(i+1, 399)]), method='bounded', options=dict(xatol=1e-10)).x)
+    x = np.linspace(lo, hi, 80); i = int(np.argmax([f(v) for v in x]))
+    return float(minimize_scalar(lambda v: -f(v), bounds=(x[max(i-1, 0)], x[min(i+1, 79)]), method='bounded', options=dict(xatol=1e-10)).x)
 
 # %% ../../nbs/identity/02_dp.ipynb #1364aa28
 TRIES = 2.**22 # lattice numbers drawn for one code, at most on average
@@ -362,5 +363,125 @@ class PrivUnitG(PrivUnit):
         from scipy.special import log_expit
         t = (np.atleast_2d(np.asarray(out, np.float64))*unit_codes(z, self.dim)).sum(-1)
         low = log_expit(-self.e0) - math.log1p(-math.exp(self.log_share)); gap = math.expm1(self.e0 + math.log1p(-math.exp(self.log_share)) - self.log_share) if self.epsilon < 700 else math.inf
-        far = np.where(t > 0, chi.logsf(self.gamma/np.maximum(t, 1e-300), self.dim), -np.inf)
+        far = np.where(t > 0, chi.logsf(self.gamma/np.maximum(t, 1e-9), self.dim), -np.inf)
         return low + np.logaddexp(0, (math.log(gap) if math.isfinite(gap) else self.epsilon) + far)
+
+# %% ../../nbs/identity/02_dp.ipynb #3a466858
+def log_mgf(kappa, dim)->float:
+    "log E exp(kappa T) for a coordinate T of a uniform direction: minus the log normalising constant against the uniform density"
+    from scipy.special import gammaln, logsumexp
+    if kappa == 0: return 0.
+    k = np.arange(int(kappa/2 + 20*math.sqrt(kappa) + 60)); h = dim/2
+    return float(logsumexp(2*k*math.log(kappa/2) - gammaln(k+1) - gammaln(h+k) + gammaln(h)))
+
+def mean_resultant(kappa, dim)->float:
+    "A_d(kappa), the expected cosine of a von Mises-Fisher direction"
+    return kappa/dim*math.exp(log_mgf(kappa, dim+2) - log_mgf(kappa, dim))
+
+# %% ../../nbs/identity/02_dp.ipynb #d47d86aa
+class VonMisesFisher(Mechanism):
+    "Directions with density proportional to exp(kappa u.z): metric privacy on the sphere"
+    source = 'Weggenmann and Kerschbaum 2021; sampler: Ulrich 1984, Wood 1994'
+    def __init__(self, dim,
+                 epsilon=None, # worst case over all pairs, 2 kappa
+                 kappa=None):  # or: loss per unit of Euclidean distance
+        if (epsilon is None) == (kappa is None): raise ConfigError('needs either epsilon or kappa', 'VonMisesFisher', 'Pass epsilon (worst case) or kappa = epsilon/2 (per unit of distance).')
+        super().__init__(dim, epsilon if kappa is None else 2*number('kappa', kappa, EPSILONS[0]/2, EPSILONS[1]/2, 'VonMisesFisher'))
+        self.kappa = self.epsilon/2*(1 - MARGIN)
+        self.tries = math.exp(min(self.kappa - log_mgf(self.kappa, self.dim), 700)); self.exact = self.tries*self.dim <= TRIES
+
+    def released(self, z, source):
+        if not self.exact: return normalised(np.rint(self.simulated(z, source)*2.**20))
+        def keep(v, x, i): return bernoulli_exp(np.rint(self.kappa*(1 - x/np.sqrt((v*v).sum(-1))).clip(0)*2.**32).astype(np.int64), 2**32, source.bits)
+        return keep_lattice(z, source, keep, self.tries)
+
+    def simulated(self, z, source):
+        d, k = self.dim, self.kappa; b = (d-1)/(2*k + math.sqrt(4*k*k + (d-1)**2)); x0 = (1-b)/(1+b); c = k*x0 + (d-1)*math.log(4*b/(1+b)**2)
+        def wood(n):
+            q = (1 + coordinate(d, n, source))/2; t = 1 - 2*b*q/(1 - (1-b)*q)
+            return t, k*t + (d-1)*np.log(1 - x0*t) - c >= np.log(source.uniform(n))
+        return toward(z, refused(len(z), wood), source)
+
+    def expected_cosine(self)->float:
+        "Mean cosine of output and code, the ratio of two Bessel functions"
+        return mean_resultant(self.kappa, self.dim)
+
+    def log_ratio(self, out, z0, z1)->np.ndarray: # (n,)
+        "log p(out|z0) - log p(out|z1)"
+        return self.kappa*(np.atleast_2d(np.asarray(out, np.float64))*(unit_codes(z0, self.dim) - unit_codes(z1, self.dim))).sum(-1)
+
+    @property
+    def guarantee(self):
+        return self.promise('l2', 2., f'log-ratio at most kappa |z - z\'|, kappa = {self.epsilon/2:g} per unit of Euclidean distance (metric privacy), 2 kappa = {self.epsilon:g} at worst; ' + (
+            'released by exact coins on lattice points drawn without the code' if self.exact else 'released from a cryptographic source, rounded to 2^-20'), () if self.exact else ('floating-point rounding: argued, not proved at this epsilon',))
+
+# %% ../../nbs/identity/02_dp.ipynb #a31bb6ac
+class Exponential(Mechanism):
+    "One of a public library of identities, likelier the more it resembles the code (book Def. 4.2)"
+    source = 'book ch. 4, Def. 4.2, eq. 4.2'
+    def __init__(self, library, # (m, d) unit codes that do not depend on the person to protect
+                 epsilon):
+        self.library = unit_codes(library, name='library')
+        if len(self.library) < 2: raise InputError('holds fewer than two identities', 'library', 'Pass (m, d) codes.')
+        super().__init__(self.library.shape[1], epsilon)
+
+    def logits(self, z): return self.epsilon*(1 - MARGIN)/4*(z@self.library.T)
+    def log_probability(self, z)->np.ndarray: # (n, m)
+        from scipy.special import log_softmax
+        return log_softmax(self.logits(unit_codes(z, self.dim)), axis=1)
+    def released(self, z, source): return self.library[choose_exp(self.logits(z), source.bits)]
+    def simulated(self, z, source):
+        l = self.logits(z); return self.library[np.argmax(l - np.log(-np.log(source.uniform(*l.shape))), axis=1)]
+
+    def expected_cosine(self, z=None)->float: # z: codes; None: the library's own identities
+        "Mean cosine of the released identity and the code, an exact sum"
+        z = self.library if z is None else unit_codes(z, self.dim)
+        return float((np.exp(self.log_probability(z))*(z@self.library.T)).sum(1).mean())
+
+    def log_ratio(self, out, z0, z1)->np.ndarray: # (n,)
+        "log P(out|z0) - log P(out|z1) for released identities"
+        k = np.argmax(np.atleast_2d(out)@self.library.T, axis=1)
+        a, b = (np.broadcast_to(self.log_probability(z), (len(k), len(self.library))) for z in (z0, z1)); i = np.arange(len(k))
+        return a[i, k] - b[i, k]
+
+    @property
+    def guarantee(self): return self.promise('score c.z', 2., 'two unit codes change the score of an identity by at most 2; exact coins', ('a library that was chosen by looking at the code',))
+
+# %% ../../nbs/identity/02_dp.ipynb #2f1b9228
+def subsampled(epsilon, ratio, delta=0.)->tuple: # (epsilon, delta)
+    "Privacy amplification by Poisson sampling, for adding or removing one row"
+    e, q = number('epsilon', epsilon, 0, 1e6, 'subsampled'), number('ratio', ratio, 0, 1, 'subsampled')
+    if q == 0: return 0., 0.
+    return (math.log1p(q*math.expm1(e)) if e < 30 else e + math.log(q + (1-q)*math.exp(-e))), q*number('delta', delta, 0, 1, 'subsampled')
+
+def accounting():
+    "The dp_accounting package"
+    try: import dp_accounting, dp_accounting.pld, dp_accounting.rdp
+    except ImportError as e: raise ConfigError('is not installed', 'dp-accounting', 'pip install dp-accounting.') from e
+    return dp_accounting
+
+def compose(psi,        # a mechanism, or a Guarantee
+            releases,   # how many, each with fresh noise
+            delta=1e-6, # probability outside the bound, for all releases together
+    )->Guarantee:
+    "The guarantee of several releases for one person"
+    g = psi if isinstance(psi, Guarantee) else psi.guarantee
+    n = int(number('releases', releases, 1, 1e7, 'compose')); delta = number('delta', delta, 0, .5, 'compose')
+    if g.epsilon is None: raise ConfigError('a mechanism without a guarantee cannot be composed', 'psi', 'Pick one of deidnb.identity.dp.')
+    if n == 1: return g
+    options = [(n*g.epsilon, n*g.delta)] if n*g.delta <= delta else []
+    if delta > n*g.delta and g.epsilon <= 50 or not options:
+        pld = accounting().pld.privacy_loss_distribution; fine = min(1e-3, g.epsilon/20)
+        if isinstance(psi, AnalyticGaussian): one, spare = pld.from_gaussian_mechanism(psi.sigma/psi.l2, value_discretization_interval=fine), n*2*psi.dim*2.**-30
+        else: one, spare = pld.from_privacy_parameters(accounting().pld.common.DifferentialPrivacyParameters(g.epsilon, g.delta), value_discretization_interval=fine), 0.
+        options.append((one.self_compose(n).get_epsilon_for_delta(delta*(1 - MARGIN)) + spare, delta))
+    e, dl = min(options)
+    if not math.isfinite(e): raise ConfigError(f'delta={delta:g} is too small for {n} releases with delta={g.delta:g} each', 'compose', 'Raise delta, or make each release with a smaller one.')
+    return replace(g, epsilon=float(e), delta=float(dl), releases=g.releases*n)
+
+def subsampled_gaussian(noise, ratio, steps, delta, accountant='pld')->float:
+    "epsilon of Gaussian noise (in units of the sensitivity) on Poisson samples, many times"
+    a = accounting(); kinds = dict(pld=a.pld.PLDAccountant, rdp=a.rdp.RdpAccountant)
+    if accountant not in kinds: raise ConfigError(f'unknown accountant {accountant!r}', 'accountant', "Use 'pld' or 'rdp'.")
+    event = a.PoissonSampledDpEvent(ratio, a.GaussianDpEvent(noise)) if ratio < 1 else a.GaussianDpEvent(noise)
+    return float(kinds[accountant]().compose(event, int(steps)).get_epsilon(delta))
