@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['FITTED', 'AUTO', 'ATTACKS', 'whole', 'level', 'binomial_bounds', 'epsilon_from_counts', 'ceiling', 'draws_needed',
-           'side_counts', 'choose_event', 'count_event', 'epsilon_lower_bound', 'Broken', 'HalfNoise',
-           'ForgottenDimension', 'OneNumber', 'ReusedDraw', 'TextbookLaplace', 'DataDependentScale', 'Overclaim',
-           'neighbour_pairs', 'draw', 'features', 'whiten', 'fit_logistic', 'coarse', 'lowest_bit', 'fit_lattice',
-           'fit_histogram', 'fit_net', 'statistics', 'Audit', 'Audits', 'claim_of', 'candidate_pairs', 'best_statistic',
-           'audit', 'audit_all', 'bernstein_bounds', 'renyi_divergence_bound', 'renyi_of_epsilon', 'epsilon_of_renyi',
-           'renyi_lower_bound', 'one_run_p_value', 'one_run_bound', 'coin_run', 'right_guesses', 'audit_one_run']
+           'side_counts', 'choose_event', 'count_event', 'epsilon_lower_bound', 'neighbour_pairs', 'draw', 'features',
+           'whiten', 'fit_logistic', 'coarse', 'lowest_bit', 'fit_lattice', 'fit_histogram', 'fit_net', 'quiet',
+           'statistics', 'Audit', 'Audits', 'claim_of', 'candidate_pairs', 'best_statistic', 'audit', 'audit_all',
+           'bernstein_bounds', 'renyi_divergence_bound', 'renyi_of_epsilon', 'epsilon_of_renyi', 'renyi_lower_bound',
+           'one_run_p_value', 'one_run_bound', 'coin_run', 'right_guesses', 'audit_one_run']
 
 # %% ../../nbs/identity/03_audit.ipynb #2b3f4b81
 import math, time
 from dataclasses import dataclass, replace
 import numpy as np
 from ..core import ConfigError, did_you_mean
-from .dp import Laplace, Source, number
+from .dp import number
+from .broken import BROKEN
 
 # %% ../../nbs/identity/03_audit.ipynb #1ad6c423
 def whole(name, x, lo, hi=1e9)->int:
@@ -81,71 +81,6 @@ def epsilon_lower_bound(a, b,           # statistic of independent outputs of th
     return float(epsilon_from_counts(*count_event(a[h:], b[h:], choose_event(a[:h], b[:h], delta, confidence)[0]), delta, confidence))
 
 # %% ../../nbs/identity/03_audit.ipynb #0e24d8b2
-class Broken(Laplace):
-    "Laplace noise with a mistake: base of the mechanisms that an audit must catch"
-    mistake = 'none'
-    def __init__(self, dim=2,     # dimension of z
-                 epsilon=1.):     # what it claims
-        super().__init__(dim, epsilon, normalise=False)
-    def noise(self, shape, source): return Laplace.simulated(self, np.zeros(shape), source)
-    def released(self, z, source): raise ConfigError('a mechanism that is broken on purpose works in simulations only', 'simulate', 'Pass rng=seed and simulate=True.')
-    @property
-    def guarantee(self): return replace(super().guarantee, because=f'claimed, and wrong: {self.mistake}', valid=False)
-
-# %% ../../nbs/identity/03_audit.ipynb #5878056e
-class HalfNoise(Broken):
-    mistake = 'the scale is halved: a radius taken for the diameter'
-    def simulated(self, z, source): return z + self.noise(z.shape, source)/2
-
-class ForgottenDimension(Broken):
-    mistake = 'the last coordinate gets no noise: a loop that ends one too early'
-    def simulated(self, z, source): return z + np.c_[self.noise(z[:, 1:].shape, source), np.zeros(len(z))]
-
-class OneNumber(Broken):
-    mistake = 'one noise number is added to every coordinate: a shape that broadcasts'
-    def simulated(self, z, source): return z + self.noise((len(z), 1), source)
-
-class ReusedDraw(Broken):
-    mistake = 'one noise vector serves all rows of a call: their differences are exact'
-    def simulated(self, z, source): return z + self.noise((1, z.shape[1]), source)
-
-class TextbookLaplace(Broken):
-    "The formula of the textbooks, returned in double precision (Mironov 2012)"
-    mistake = 'which doubles can come out depends on the input'
-    def __call__(self, z, *, rng=None, simulate=False):
-        if not simulate: self.released(z, None)
-        z = np.asarray(z, np.float64); return z + self.noise(z.shape, Source(rng, simulate))
-
-# %% ../../nbs/identity/03_audit.ipynb #4b5e799e
-class DataDependentScale(Broken):
-    "Disguise's psi_ved as printed: Laplace noise times a sigma that the encoder computes from z"
-    mistake = 'the scale of the noise depends on the secret'
-    def __init__(self, dim=8, epsilon=1.,
-                 encode=None, # z (n, dim) -> mu (n, k) in [-1, 1], sigma (n, k) > 0; default: a fixed random encoder
-                 latent=8):   # k
-        super().__init__(dim, epsilon); self.latent = whole('latent', latent, 1, 1e5); self.encode = encode or self.toy_encoder
-        W = np.random.default_rng(0).normal(size=(2, self.dim, self.latent)); self.weights = W/np.linalg.norm(W, axis=1, keepdims=True)
-    def toy_encoder(self, z): return np.tanh(z@self.weights[0]), np.exp(z@self.weights[1])
-    def __call__(self, z, *, rng=None, simulate=False):
-        if not simulate: self.released(z, None)
-        mu, sigma = self.encode(np.atleast_2d(np.asarray(z, np.float64))); noise = self.noise(mu.shape, Source(rng, simulate))/self.scale
-        return (mu + sigma*noise*2*self.latent/self.epsilon).astype(np.float32).reshape(*np.shape(z)[:-1], -1)
-    log_ratio = property(doc='not known: the outputs are latent codes')
-
-class Overclaim:
-    "Any mechanism under a smaller epsilon than its own: half the noise for all of them"
-    def __init__(self, psi, epsilon): # what is claimed instead
-        self.psi, self.epsilon = psi, number('epsilon', epsilon, 1e-6, 1e6, 'Overclaim')
-    def __call__(self, z, **kw): return self.psi(z, **kw)
-    def __getattr__(self, name):
-        if name.startswith('__') or name == 'psi': raise AttributeError(name)
-        return getattr(self.psi, name)
-    @property
-    def guarantee(self):
-        return replace(self.psi.guarantee, epsilon=self.epsilon, valid=False, because='claimed, and wrong: less noise than this epsilon needs')
-    def __repr__(self): return f'Overclaim({self.psi!r}, {self.epsilon:g})'
-
-# %% ../../nbs/identity/03_audit.ipynb #0f64b4bb
 def neighbour_pairs(dim, seed=0)->dict: # name -> (2, dim) unit vectors
     "Candidate worst cases on the unit sphere"
     dim = whole('dim', dim, 1, 1e6); g = np.random.default_rng(seed)
@@ -155,7 +90,7 @@ def neighbour_pairs(dim, seed=0)->dict: # name -> (2, dim) unit vectors
     if dim > 1: pairs |= {'last axis antipodes': (e[-1], -e[-1]), 'two axes': (e[0], e[-1]), 'random pair': (r, s)}
     return {k: np.array(v) for k, v in pairs.items()}
 
-# %% ../../nbs/identity/03_audit.ipynb #479211cc
+# %% ../../nbs/identity/03_audit.ipynb #5878056e
 def draw(psi, z, n, seed, simulate=True,
          companions=0, # further rows, known to the attacker, released in the same call
     )->np.ndarray:     # (n, values) float64
@@ -168,7 +103,7 @@ def draw(psi, z, n, seed, simulate=True,
     if not np.isfinite(x).all(): raise ConfigError('returned values that are not finite', 'psi')
     return x
 
-# %% ../../nbs/identity/03_audit.ipynb #f20c3751
+# %% ../../nbs/identity/03_audit.ipynb #4b5e799e
 def features(x, c0, c1)->np.ndarray: # outputs (n, values) and two centres -> (n, features)
     "What a classifier sees: values, how much nearer to one centre than to the other, sizes"
     s = np.maximum(np.abs(x), 1e-9); near = np.abs(x-c1) - np.abs(x-c0)
@@ -208,7 +143,7 @@ def fit_lattice(x0, x1):
         return out
     return score
 
-# %% ../../nbs/identity/03_audit.ipynb #93d22f5e
+# %% ../../nbs/identity/03_audit.ipynb #5df243df
 def fit_histogram(x0, x1, c0, c1, seed=0, bins=12):
     "Log-odds of cells: quantiles of the difference of the l1 distances to the centres by quantiles of their sum"
     d = lambda x, c: np.abs(x-c).sum(1); f = lambda x: (d(x, c1) - d(x, c0), d(x, c0) + d(x, c1)); both = f(np.r_[x0, x1]); q = np.linspace(0, 1, bins+1)[1:-1]; edges = [np.quantile(v, q) for v in both]
@@ -233,6 +168,10 @@ def fit_net(x0, x1, c0, c1, seed=0, hidden=64, steps=300):
 
 FITTED = dict(logistic=fit_logistic, net=fit_net, histogram=fit_histogram)
 
+def quiet(f, *a)->np.ndarray:
+    "f(*a) as float64, without floating-point warnings"
+    with np.errstate(all='ignore'): return np.asarray(f(*a), np.float64)
+
 def statistics(psi, z0, z1, x0, x1, names, seed=0)->dict: # name -> function of outputs
     "The statistics of these names, trained on x0 and x1; those that do not fit the outputs are left out"
     z0, z1 = np.asarray(z0, np.float64), np.asarray(z1, np.float64); out = {}; same = x0.shape[1] == len(z0); c = coarse(np.r_[x0, x1])
@@ -241,10 +180,10 @@ def statistics(psi, z0, z1, x0, x1, names, seed=0)->dict: # name -> function of 
         if k == 'lattice': out[k] = fit_lattice(x0, x1)
         elif k in FITTED: out[k] = (lambda f: lambda x: f(c(x)))(FITTED[k](c(x0), c(x1), *centres, seed))
         elif k == 'direction' and same: out[k] = lambda x: c(x)@(z0-z1)
-        elif k == 'density' and hasattr(psi, 'log_ratio') and same: out[k] = lambda x: np.rint(np.nan_to_num(np.asarray(psi.log_ratio(x, z0, z1), np.float64), nan=0., posinf=1e6, neginf=-1e6)*2**10)/2**10
+        elif k == 'density' and hasattr(psi, 'log_ratio') and same: out[k] = lambda x: np.rint(np.nan_to_num(quiet(psi.log_ratio, x, z0, z1), nan=0., posinf=1e6, neginf=-1e6)*2**10)/2**10
     return out
 
-# %% ../../nbs/identity/03_audit.ipynb #56185bb5
+# %% ../../nbs/identity/03_audit.ipynb #14e037fd
 @dataclass(frozen=True)
 class Audit:
     "What an audit found"
@@ -275,7 +214,7 @@ class Audits(list):
         return '\n'.join([line(rows[0]), line('---' for _ in rows[0]), *(line(r.values()) for r in rows)])
     def __repr__(self): return '\n'.join(map(repr, self))
 
-# %% ../../nbs/identity/03_audit.ipynb #0bc8168d
+# %% ../../nbs/identity/03_audit.ipynb #46d0a347
 AUTO = ('density', 'direction', 'logistic', 'histogram')
 ATTACKS = ('auto', 'density', 'direction', *FITTED, 'lattice')
 
@@ -312,7 +251,7 @@ def best_statistic(psi, pair, parts, names, delta, confidence, seed)->tuple: # b
     if best[2] is None: raise ConfigError(f'no statistic of {list(names)} fits this mechanism', 'attack', "Use attack='auto'.")
     return best
 
-# %% ../../nbs/identity/03_audit.ipynb #4c9c6ae2
+# %% ../../nbs/identity/03_audit.ipynb #96a6b5c6
 def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows must be independent
           n=40_000,        # draws of each neighbour, half of them counted
           claim=None,      # epsilon, or (z0, z1) -> epsilon; default: psi.guarantee.epsilon
@@ -339,7 +278,7 @@ def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows mus
     return Audit(getattr(psi, 'name', '') or (repr(psi) if ' at 0x' not in repr(psi) else type(psi).__name__), float(epsilon_from_counts(*counts, delta, confidence)), claim(*pair), len(a), name, chosen, confidence, delta,
                  ceiling(len(a), delta, confidence), counts, time.time()-start)
 
-# %% ../../nbs/identity/03_audit.ipynb #3074be5f
+# %% ../../nbs/identity/03_audit.ipynb #36d4d2c3
 def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments of `audit`)}
               alarm=.05,   # probability that any sound mechanism among them is called broken
               **kw)->Audits:
@@ -349,7 +288,7 @@ def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments 
         m, own = m if isinstance(m, tuple) else (m, {}); out.append(replace(audit(m, **kw | own), mechanism=name))
     return out
 
-# %% ../../nbs/identity/03_audit.ipynb #dfb71ca3
+# %% ../../nbs/identity/03_audit.ipynb #0252daae
 def bernstein_bounds(x, span, alpha)->tuple: # lower, upper
     "Bounds of the mean of independent values from an interval of length `span`, each wrong with probability at most alpha"
     n, l = len(x), math.log(2/alpha); r = math.sqrt(2*x.var(ddof=1)*l/n) + 7*span*l/(3*(n-1)); return x.mean()-r, x.mean()+r
@@ -371,7 +310,7 @@ def epsilon_of_renyi(divergence, order)->float:
     from scipy.optimize import brentq
     return 0. if divergence <= 0 else brentq(lambda e: renyi_of_epsilon(e, order) - divergence, 0, 2*divergence + 10*math.sqrt(divergence) + 10)
 
-# %% ../../nbs/identity/03_audit.ipynb #a075f8ec
+# %% ../../nbs/identity/03_audit.ipynb #9d8f82ff
 def renyi_lower_bound(a, b, confidence=.95, orders=(1.5, 2., 3., 5., 9.), clips=(.1, .25, .5, 1., 2., 4.))->tuple: # epsilon, (order, clip)
     "Lower bound of epsilon from an estimate of the log-ratio: order and clip chosen on the first half, both directions"
     h, best = min(len(a), len(b))//2, (-1., None)
@@ -383,7 +322,7 @@ def renyi_lower_bound(a, b, confidence=.95, orders=(1.5, 2., 3., 5., 9.), clips=
     k, c, s = best[1]; p, q = (a, b) if s == 1 else (-b, -a)
     return epsilon_of_renyi(renyi_divergence_bound(p[h:], q[h:], k, c, confidence), k), (k, c)
 
-# %% ../../nbs/identity/03_audit.ipynb #1672efa1
+# %% ../../nbs/identity/03_audit.ipynb #384ddb3e
 def one_run_p_value(m, r, v,  # people, guesses, right guesses
                     epsilon, delta=0.)->float:
     "How likely at least v right guesses are under (epsilon, delta)-privacy, at most: (5)"
@@ -401,7 +340,7 @@ def one_run_bound(m, r, v, delta=0., confidence=.95)->float:
     if r == 0 or f(0.) >= 0: return 0.
     return brentq(f, 0, 60, xtol=1e-10) if f(60.) > 0 else 60.
 
-# %% ../../nbs/identity/03_audit.ipynb #3c7e90b1
+# %% ../../nbs/identity/03_audit.ipynb #a86d83ad
 def coin_run(psi, pair, m, seed, simulate=True)->tuple: # outputs (m, values), coins (m,) bool: True for z0
     "One call for m people whose inputs were chosen by coins"
     g = np.random.default_rng(seed); coins = g.random(m) < .5; kw = dict(rng=int(g.integers(2**62)), simulate=True) if simulate else {}
