@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FITTED', 'AUTO', 'ATTACKS', 'whole', 'level', 'binomial_bounds', 'epsilon_from_counts', 'ceiling', 'draws_needed',
-           'side_counts', 'choose_event', 'count_event', 'epsilon_lower_bound', 'neighbour_pairs', 'draw', 'features',
-           'whiten', 'fit_logistic', 'coarse', 'lowest_bit', 'fit_lattice', 'fit_histogram', 'fit_net', 'quiet',
-           'statistics', 'Audit', 'Audits', 'claim_of', 'candidate_pairs', 'best_statistic', 'audit', 'audit_all',
-           'bernstein_bounds', 'renyi_divergence_bound', 'renyi_of_epsilon', 'epsilon_of_renyi', 'renyi_lower_bound',
-           'one_run_p_value', 'one_run_bound', 'coin_run', 'right_guesses', 'audit_one_run']
+           'side_counts', 'choose_event', 'count_event', 'epsilon_lower_bound', 'neighbour_pairs', 'outputs', 'draw',
+           'features', 'whiten', 'fit_logistic', 'coarse', 'lowest_bit', 'fit_lattice', 'fit_histogram', 'fit_net',
+           'quiet', 'statistics', 'Audit', 'Audits', 'names_of', 'title', 'claim_of', 'candidate_pairs',
+           'best_statistic', 'audit', 'audit_all', 'bernstein_bounds', 'renyi_divergence_bound', 'renyi_of_epsilon',
+           'epsilon_of_renyi', 'renyi_lower_bound', 'one_run_p_value', 'one_run_bound', 'coin_run', 'right_guesses',
+           'audit_one_run']
 
 # %% ../../nbs/identity/03_audit.ipynb #2b3f4b81
 import math, time
@@ -91,17 +92,20 @@ def neighbour_pairs(dim, seed=0)->dict: # name -> (2, dim) unit vectors
     return {k: np.array(v) for k, v in pairs.items()}
 
 # %% ../../nbs/identity/03_audit.ipynb #5878056e
+def outputs(psi, z, kw)->np.ndarray: # (n, values) float64
+    "psi(z, **kw), checked"
+    x = np.asarray(psi(z, **kw), np.float64)
+    if x.ndim < 1 or len(x) != len(z): raise ConfigError(f'returned shape {x.shape} for {len(z)} vectors', 'psi', 'An audit needs one output for each row.')
+    if not np.isfinite(x).all(): raise ConfigError('returned values that are not finite', 'psi')
+    return x.reshape(len(z), -1)
+
 def draw(psi, z, n, seed, simulate=True,
          companions=0, # further rows, known to the attacker, released in the same call
     )->np.ndarray:     # (n, values) float64
     "Independent outputs of `psi` at z: one call for all, or one call each where there are companions"
-    z = np.atleast_2d(np.asarray(z)); seeds = np.random.SeedSequence(seed)
-    kw = lambda k: dict(rng=int(np.random.default_rng([*np.atleast_1d(seeds.entropy), k]).integers(2**62)), simulate=True) if simulate else {}
-    if not companions: out = [psi(np.repeat(z, min(20_000, n-i), 0), **kw(i)) for i in range(0, n, 20_000)]
-    else: rows = np.r_[z, np.eye(z.shape[1])[:1].repeat(companions, 0)].astype(z.dtype); out = [np.asarray(psi(rows, **kw(i))).reshape(1, -1) for i in range(n)]
-    x = np.concatenate([np.asarray(o) for o in out]).reshape(n, -1).astype(np.float64)
-    if not np.isfinite(x).all(): raise ConfigError('returned values that are not finite', 'psi')
-    return x
+    z = np.atleast_2d(np.asarray(z)); kw = lambda k: dict(rng=int(np.random.default_rng([*np.atleast_1d(seed), k]).integers(2**62)), simulate=True) if simulate else {}
+    if not companions: return np.concatenate([outputs(psi, z.repeat(min(20_000, n-i), 0), kw(i)) for i in range(0, n, 20_000)])
+    rows = np.r_[z, np.eye(z.shape[1])[:1].repeat(companions, 0)].astype(z.dtype); return np.stack([outputs(psi, rows, kw(i)).ravel() for i in range(n)])
 
 # %% ../../nbs/identity/03_audit.ipynb #4b5e799e
 def features(x, c0, c1)->np.ndarray: # outputs (n, values) and two centres -> (n, features)
@@ -218,8 +222,16 @@ class Audits(list):
 AUTO = ('density', 'direction', 'logistic', 'histogram')
 ATTACKS = ('auto', 'density', 'direction', *FITTED, 'lattice')
 
+def names_of(attack)->tuple:
+    "The statistics an attack tries"
+    if attack not in ATTACKS: raise ConfigError(f'unknown attack {attack!r}', 'attack', did_you_mean(attack, ATTACKS))
+    return AUTO if attack == 'auto' else (attack,)
+
+def title(psi)->str: return type(psi).__name__ if ' at 0x' in repr(psi) else repr(psi)
+
 def claim_of(psi, claim, delta)->tuple: # function (z0, z1) -> epsilon or None; delta
     "The claim to hold a mechanism to: a number, a function of the two neighbours, or its own guarantee"
+    if not callable(psi): raise ConfigError(f'must be a mechanism, got {type(psi).__name__}', 'psi', 'Pass an object that is called as psi(z, rng=seed, simulate=True).')
     g = getattr(psi, 'guarantee', None)
     if delta is None: delta = float(getattr(g, 'delta', 0.) or 0.)
     delta = level(.95, delta)[1]
@@ -231,7 +243,7 @@ def claim_of(psi, claim, delta)->tuple: # function (z0, z1) -> epsilon or None; 
 def candidate_pairs(psi, pairs, dim, seed)->dict:
     "Checked neighbours: given ones, or `neighbour_pairs` of the mechanism's dimension"
     if pairs is None:
-        dim = dim or getattr(psi, 'dimension', None) or getattr(psi, 'dim', None)
+        if dim is None: dim = getattr(psi, 'dimension', None)
         if dim is None: raise ConfigError('the mechanism does not say how long its vectors are', 'dim', 'Pass dim= or pairs=.')
         return neighbour_pairs(dim, seed)
     if not isinstance(pairs, dict): pairs = {f'pair {i}': p for i, p in enumerate(pairs)}
@@ -264,19 +276,16 @@ def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows mus
           pilot=2000,      # draws for choosing the pair
     )->Audit:
     "A lower bound of the epsilon of `psi`, and whether it refutes the claim"
-    start = time.time(); n, pilot = whole('n', n, 16), whole('pilot', pilot, 16); level(confidence)
-    if not callable(psi): raise ConfigError(f'must be a mechanism, got {type(psi).__name__}', 'psi')
-    if attack not in ATTACKS: raise ConfigError(f'unknown attack {attack!r}', 'attack', did_you_mean(attack, ATTACKS))
-    (claim, delta), pairs = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed); names = AUTO if attack == 'auto' else (attack,)
+    start = time.time(); n, pilot, seed, companions = whole('n', n, 16), whole('pilot', pilot, 16), whole('seed', seed, 0, 2**63), whole('companions', companions, 0, 1000); level(confidence)
+    (claim, delta), pairs, names = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed), names_of(attack)
     def parts(pair, n, s, cuts):
-        x = [draw(psi, np.asarray(z, np.float32), n, [abs(int(seed)), s, i], simulate, companions) for i, z in enumerate(pair)]
+        x = [draw(psi, np.asarray(z, np.float32), n, [seed, s, i], simulate, companions) for i, z in enumerate(pair)]
         return list(zip(*(np.split(v, [int(n*c) for c in cuts]) for v in x)))
-    if len(pairs) > 1: chosen = max(pairs, key=lambda k: best_statistic(psi, pairs[k], parts(pairs[k], pilot, 1 + list(pairs).index(k), [.5]), names, delta, confidence, seed)[0] - (claim(*pairs[k]) or 0))
-    else: chosen = next(iter(pairs))
+    def promise(i, k): return best_statistic(psi, pairs[k], parts(pairs[k], pilot, 1+i, [.5]), names, delta, confidence, seed)[0] - (claim(*pairs[k]) or 0)
+    chosen = list(pairs)[int(np.argmax([promise(i, k) for i, k in enumerate(pairs)]) if len(pairs) > 1 else 0)]
     pair = pairs[chosen]; *first, (a, b) = parts(pair, n, 0, [.25, .5]); _, name, score, event = best_statistic(psi, pair, first, names, delta, confidence, seed)
     counts = count_event(score(a), score(b), event)
-    return Audit(getattr(psi, 'name', '') or (repr(psi) if ' at 0x' not in repr(psi) else type(psi).__name__), float(epsilon_from_counts(*counts, delta, confidence)), claim(*pair), len(a), name, chosen, confidence, delta,
-                 ceiling(len(a), delta, confidence), counts, time.time()-start)
+    return Audit(title(psi), float(epsilon_from_counts(*counts, delta, confidence)), claim(*pair), len(a), name, chosen, confidence, delta, ceiling(len(a), delta, confidence), counts, time.time()-start)
 
 # %% ../../nbs/identity/03_audit.ipynb #36d4d2c3
 def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments of `audit`)}
@@ -344,9 +353,7 @@ def one_run_bound(m, r, v, delta=0., confidence=.95)->float:
 def coin_run(psi, pair, m, seed, simulate=True)->tuple: # outputs (m, values), coins (m,) bool: True for z0
     "One call for m people whose inputs were chosen by coins"
     g = np.random.default_rng(seed); coins = g.random(m) < .5; kw = dict(rng=int(g.integers(2**62)), simulate=True) if simulate else {}
-    x = np.asarray(psi(np.where(coins[:, None], pair[0], pair[1]).astype(np.float32), **kw), np.float64).reshape(m, -1)
-    if not np.isfinite(x).all(): raise ConfigError('returned values that are not finite', 'psi')
-    return x, coins
+    return outputs(psi, np.where(coins[:, None], pair[0], pair[1]).astype(np.float32), kw), coins
 
 def right_guesses(score, coins, share)->tuple: # r, v
     "Guess z0 for the highest scores and z1 for the lowest; abstain between"
@@ -357,15 +364,14 @@ def audit_one_run(psi, m=4000,    # people protected by the counted call
                   claim=None, delta=None, pairs=None, attack='auto', confidence=.95, dim=None, seed=0, simulate=True,
                   shares=(.02, .05, .1, .2, .4, .7, 1.))->Audit: # how many coins to guess
     "Like `audit`, but what is counted is a single call"
-    start = time.time(); m = whole('m', m, 16, 1e7); (claim, delta), pairs = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed); best = (-1.,)
-    if attack not in ATTACKS: raise ConfigError(f'unknown attack {attack!r}', 'attack', did_you_mean(attack, ATTACKS))
+    start = time.time(); m, seed = whole('m', m, 16, 1e7), whole('seed', seed, 0, 2**63); level(confidence); best = (-math.inf,)
+    (claim, delta), pairs, names = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed), names_of(attack)
     for p, (name, pair) in enumerate(pairs.items()):
-        (x, c), (y, d) = (coin_run(psi, pair, m, [abs(int(seed)), 1 + p, i], simulate) for i in range(2))
-        for k, s in statistics(psi, *pair, x[c], x[~c], AUTO if attack == 'auto' else (attack,), seed).items():
+        (x, c), (y, d) = (coin_run(psi, pair, m, [seed, 1 + p, i], simulate) for i in range(2))
+        for k, s in statistics(psi, *pair, x[c], x[~c], names, seed).items():
             for share in shares:
                 e = one_run_bound(m, *right_guesses(s(y), d, share), delta, confidence) - (claim(*pair) or 0)
                 if e > best[0]: best = (e, name, k, s, share)
-            if best[0] == -1.: best = (-math.inf, name, k, s, 1.)
     if len(best) == 1: raise ConfigError('no statistic fits this mechanism', 'attack', "Use attack='auto'.")
-    _, name, k, s, share = best; x, c = coin_run(psi, pairs[name], m, [abs(int(seed)), 0, 0], simulate); r, v = right_guesses(s(x), c, share)
-    return Audit(getattr(psi, 'name', '') or repr(psi), one_run_bound(m, r, v, delta, confidence), claim(*pairs[name]), m, f'one run, {k}', name, confidence, delta, one_run_bound(m, m, m, delta, confidence), (m, r, v), time.time()-start)
+    _, name, k, s, share = best; x, c = coin_run(psi, pairs[name], m, [seed, 0, 0], simulate); r, v = right_guesses(s(x), c, share)
+    return Audit(title(psi), one_run_bound(m, r, v, delta, confidence), claim(*pairs[name]), m, f'one run, {k}', name, confidence, delta, one_run_bound(m, m, m, delta, confidence), (m, r, v), time.time()-start)
