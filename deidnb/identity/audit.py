@@ -16,8 +16,7 @@ import math, time
 from dataclasses import dataclass, replace
 import numpy as np
 from ..core import ConfigError, did_you_mean
-from .dp import number
-from .broken import BROKEN
+from .mechanism import number
 
 # %% ../../nbs/identity/03_audit.ipynb #1ad6c423
 def whole(name, x, lo, hi=1e9)->int:

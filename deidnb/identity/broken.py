@@ -11,7 +11,8 @@ import math
 from dataclasses import replace
 import numpy as np
 from ..core import ConfigError
-from .dp import Laplace, Source, number
+from .dp import Laplace
+from .mechanism import Source, number
 
 # %% ../../nbs/identity/02b_broken.ipynb #029bcbcb
 class Broken(Laplace):
