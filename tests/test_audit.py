@@ -1,10 +1,10 @@
-"""identity.audit and identity.broken. Simulation seeds are fixed; beside every statistical test stands the probability that it fails
+"""identity.bounds, identity.audit and identity.broken. Simulation seeds are fixed; beside every statistical test stands the probability that it fails
 although all is well, if the seed were drawn anew (FAR: false-alarm rate)."""
 import math
 import numpy as np, pytest
 from scipy import stats
 from deidnb.core import ConfigError
-from deidnb.identity import audit as A
+from deidnb.identity import audit as A, bounds as B
 from deidnb.identity.broken import BROKEN, DataDependentScale, ForgottenDimension, HalfNoise, OneNumber, Overclaim, ReusedDraw, TextbookLaplace
 from deidnb.identity.dp import AnalyticGaussian, Exponential, Laplace, PrivUnit, PrivUnitG, VonMisesFisher
 
@@ -14,29 +14,29 @@ def library(d): return np.r_[np.eye(d), -np.eye(d)]
 # ---- counts and bounds
 @pytest.mark.parametrize('k,n,lo,hi', [(90, 100, .82378, None), (10, 100, None, .17622), (0, 50, 0., 1-.025**(1/50)), (50, 50, .025**(1/50), 1.)])
 def test_clopper_pearson(k, n, lo, hi):
-    a, b = A.binomial_bounds(k, n, .025)
+    a, b = B.binomial_bounds(k, n, .025)
     assert (lo is None or abs(a-lo) < 5e-6) and (hi is None or abs(b-hi) < 5e-6)
 
 def test_clopper_pearson_is_the_tail_of_the_binomial():
     for k, n in ((3, 17), (40, 90), (1, 1000)):
-        lo, hi = A.binomial_bounds(k, n, .03)
+        lo, hi = B.binomial_bounds(k, n, .03)
         assert stats.binom.sf(k-1, n, lo) == pytest.approx(.03, abs=1e-9) and stats.binom.cdf(k, n, hi) == pytest.approx(.03, abs=1e-9)
 
 def test_same_clopper_pearson_as_in_measure():
     from deidnb.measure.verification import clopper_pearson
-    i = clopper_pearson(37, 120); assert A.binomial_bounds(37, 120, .025) == (pytest.approx(i.lo, abs=1e-12), pytest.approx(i.hi, abs=1e-12))
+    i = clopper_pearson(37, 120); assert B.binomial_bounds(37, 120, .025) == (pytest.approx(i.lo, abs=1e-12), pytest.approx(i.hi, abs=1e-12))
 
 @pytest.mark.parametrize('n', [1, 10, 1000, 10**6])
 @pytest.mark.parametrize('confidence', [.8, .95, .999])
 def test_ceiling(n, confidence):
-    r = ((1-confidence)/2)**(1/n); assert A.ceiling(n, confidence=confidence) == pytest.approx(max(0, math.log(r/(1-r))), abs=1e-6)
-    assert float(A.epsilon_from_counts(n//2, n, n//3, n, confidence=confidence)) <= A.ceiling(n, confidence=confidence)
+    r = ((1-confidence)/2)**(1/n); assert B.ceiling(n, confidence=confidence) == pytest.approx(max(0, math.log(r/(1-r))), abs=1e-6)
+    assert float(B.epsilon_from_counts(n//2, n, n//3, n, confidence=confidence)) <= B.ceiling(n, confidence=confidence)
 
 @pytest.mark.parametrize('eps', [.1, 1., 3., 9.])
-def test_draws_needed_is_the_smallest_number(eps): n = A.draws_needed(eps); assert A.ceiling(n) >= eps > A.ceiling(n-1) if n > 1 else A.ceiling(n) >= eps
+def test_draws_needed_is_the_smallest_number(eps): n = B.draws_needed(eps); assert B.ceiling(n) >= eps > B.ceiling(n-1) if n > 1 else B.ceiling(n) >= eps
 
 def test_bound_grows_with_evidence_and_falls_with_delta_and_confidence():
-    f = lambda *a, **k: float(A.epsilon_from_counts(*a, **k))
+    f = lambda *a, **k: float(B.epsilon_from_counts(*a, **k))
     assert f(600, 1000, 200, 1000) < f(6000, 10000, 2000, 10000) < math.log(3)
     assert f(600, 1000, 200, 1000, delta=.1) < f(600, 1000, 200, 1000) and f(600, 1000, 200, 1000, confidence=.99) < f(600, 1000, 200, 1000) and f(5, 1000, 1, 1000, delta=.5) == 0
 
@@ -45,45 +45,45 @@ def test_bound_grows_with_evidence_and_falls_with_delta_and_confidence():
 def test_coverage_on_the_hardest_sound_mechanism(eps, delta, confidence):
     "randomised response, leaking with probability delta, is exactly (eps, delta)-private: alarms in at most 1-confidence of 3000 audits; FAR 1e-6 a case"
     g, n, q = np.random.default_rng(5), 800, (1-delta)/(1+math.exp(eps)); p = math.exp(eps)*q + delta
-    alarms = (A.epsilon_from_counts(g.binomial(n, p, 3000), n, g.binomial(n, q, 3000), n, delta, confidence) > eps).sum()
-    assert A.binomial_bounds(alarms, 3000, 1e-6)[0] <= 1-confidence
+    alarms = (B.epsilon_from_counts(g.binomial(n, p, 3000), n, g.binomial(n, q, 3000), n, delta, confidence) > eps).sum()
+    assert B.binomial_bounds(alarms, 3000, 1e-6)[0] <= 1-confidence
 
 def test_coverage_with_chosen_threshold():
     "the whole chain on Laplace noise (truth 1): at most 5 % of 300 bounds above 1; FAR 1e-6"
-    g = np.random.default_rng(6); z = g.laplace(size=(300, 2, 4000)); lows = [A.epsilon_lower_bound(a+1, b) for a, b in z]
-    assert A.binomial_bounds(sum(v > 1 for v in lows), 300, 1e-6)[0] <= .05 and np.median(lows) > .7
+    g = np.random.default_rng(6); z = g.laplace(size=(300, 2, 4000)); lows = [B.epsilon_lower_bound(a+1, b) for a, b in z]
+    assert B.binomial_bounds(sum(v > 1 for v in lows), 300, 1e-6)[0] <= .05 and np.median(lows) > .7
 
 def test_a_statistic_judged_on_its_training_draws_lies():
     "what the parts are for: a table of 144 cells finds epsilon > 0 in noise if it is asked about the draws it was made from; on fresh ones FAR 1e-6"
     g = np.random.default_rng(7); lies = honest = 0
     for _ in range(60):
-        a, b, c, d = g.random((4, 1000, 2)); s = A.fit_histogram(a, b, np.zeros(2), np.eye(2)[0]); lies += A.epsilon_lower_bound(s(a), s(b)) > 0; honest += A.epsilon_lower_bound(s(c), s(d)) > 0
-    assert lies > 55 and A.binomial_bounds(honest, 60, 1e-6)[0] <= .05
+        a, b, c, d = g.random((4, 1000, 2)); s = A.fit_histogram(a, b, np.zeros(2), np.eye(2)[0]); lies += B.epsilon_lower_bound(s(a), s(b)) > 0; honest += B.epsilon_lower_bound(s(c), s(d)) > 0
+    assert lies > 55 and B.binomial_bounds(honest, 60, 1e-6)[0] <= .05
 
 @pytest.mark.parametrize('event', range(4))
 def test_events_are_counted_as_chosen(event):
     a, b, t = np.array([1., 2, 3, 4]), np.array([3., 4, 5]), 3.
-    assert A.count_event(a, b, (t, event)) == [(2, 4, 3, 3), (3, 3, 2, 4), (2, 4, 0, 3), (0, 3, 2, 4)][event]
+    assert B.count_event(a, b, (t, event)) == [(2, 4, 3, 3), (3, 3, 2, 4), (2, 4, 0, 3), (0, 3, 2, 4)][event]
 
 @pytest.mark.parametrize('a,b', [(np.ones(400), np.zeros(400)), (np.zeros(400), np.ones(400))])
-def test_perfect_separation_reaches_the_ceiling(a, b): assert A.epsilon_lower_bound(a, b) == A.ceiling(200)
+def test_perfect_separation_reaches_the_ceiling(a, b): assert B.epsilon_lower_bound(a, b) == B.ceiling(200)
 
 # ---- one run
 @pytest.mark.parametrize('m,r,v,delta,eps', [(1000, 1000, 600, 0, .29747), (1000, 1000, 1000, 1e-5, 5.78228), (1000, 100, 95, 1e-5, 2.16518), (1000, 1000, 500, 0, 0.), (1000, 0, 0, 0, 0.)])
-def test_one_run_oracles(m, r, v, delta, eps): assert A.one_run_bound(m, r, v, delta) == pytest.approx(eps, abs=6e-6)
+def test_one_run_oracles(m, r, v, delta, eps): assert B.one_run_bound(m, r, v, delta) == pytest.approx(eps, abs=6e-6)
 
 def test_one_run_p_value():
-    assert A.one_run_p_value(10, 10, 10, 0.) == pytest.approx(2**-10) and A.one_run_p_value(10, 10, 0, 1.) == 1
+    assert B.one_run_p_value(10, 10, 10, 0.) == pytest.approx(2**-10) and B.one_run_p_value(10, 10, 0, 1.) == 1
     for m, r, v, e, d in ((60, 40, 33, .7, 1e-3), (20, 20, 20, 2., 1e-4), (9, 7, 1, .1, .01)):   # the sum of (5) written out
         q = 1/(1+math.exp(-e)); pmf = lambda j: math.comb(r, j)*q**j*(1-q)**(r-j) if 0 <= j <= r else 0.
         alpha = max(sum(pmf(j) for j in range(v-i, v))/i for i in range(1, m+1)); want = sum(pmf(j) for j in range(v, r+1)) + 2*m*d*alpha
-        assert A.one_run_p_value(m, r, v, e, d) == pytest.approx(min(1, want), rel=1e-9)
+        assert B.one_run_p_value(m, r, v, e, d) == pytest.approx(min(1, want), rel=1e-9)
 
 @pytest.mark.parametrize('eps', [.5, 2.])
 def test_one_run_coverage(eps):
     "right guesses of randomised response: at most 5 % of 2000 bounds above eps; FAR 1e-6"
-    v = np.random.default_rng(8).binomial(300, 1/(1+math.exp(-eps)), 2000); low = {k: A.one_run_bound(300, 300, k) for k in set(v.tolist())}
-    assert A.binomial_bounds(sum(low[k] > eps for k in v.tolist()), 2000, 1e-6)[0] <= .05
+    v = np.random.default_rng(8).binomial(300, 1/(1+math.exp(-eps)), 2000); low = {k: B.one_run_bound(300, 300, k) for k in set(v.tolist())}
+    assert B.binomial_bounds(sum(low[k] > eps for k in v.tolist()), 2000, 1e-6)[0] <= .05
 
 def test_right_guesses():
     s, c = np.arange(10.), np.arange(10) >= 5
@@ -92,19 +92,19 @@ def test_right_guesses():
 # ---- Renyi
 @pytest.mark.parametrize('order', [1.01, 1.5, 2, 8, 100])
 @pytest.mark.parametrize('eps', [1e-3, .5, 5., 40.])
-def test_renyi_inverse(order, eps): assert A.epsilon_of_renyi(A.renyi_of_epsilon(eps, order), order) == pytest.approx(eps, rel=1e-4)
+def test_renyi_inverse(order, eps): assert B.epsilon_of_renyi(B.renyi_of_epsilon(eps, order), order) == pytest.approx(eps, rel=1e-4)
 
 def test_renyi_formula_by_randomised_response():
     p = np.array([.8, .2]); e = math.log(4)
-    for k in (1.5, 2., 7.): assert A.renyi_of_epsilon(e, k) == pytest.approx(math.log((p**k*p[::-1]**(1-k)).sum())/(k-1))
+    for k in (1.5, 2., 7.): assert B.renyi_of_epsilon(e, k) == pytest.approx(math.log((p**k*p[::-1]**(1-k)).sum())/(k-1))
 
 def test_renyi_bound_holds_and_is_sharp_for_gaussians():
     "D_k(N(m, 1) | N(0, 1)) = k m^2/2; the statistic is the exact log-ratio; FAR < .05 a case (seed fixed), clipped far out"
     g, m = np.random.default_rng(9), .5; a, b = g.normal(size=(2, 200_000)); ratio = lambda x: m*x - m*m/2
-    for k in (1.5, 2., 3.): d = A.renyi_divergence_bound(ratio(a+m), ratio(b), k, 1.5); assert .7*k*m*m/2 < d <= k*m*m/2
+    for k in (1.5, 2., 3.): d = B.renyi_divergence_bound(ratio(a+m), ratio(b), k, 1.5); assert .7*k*m*m/2 < d <= k*m*m/2
 
 def test_renyi_of_equal_inputs_is_zero():
-    g = np.random.default_rng(10); assert A.renyi_lower_bound(*g.normal(size=(2, 20_000)))[0] < .05
+    g = np.random.default_rng(10); assert B.renyi_lower_bound(*g.normal(size=(2, 20_000))) < .05
 
 # ---- statistics
 def test_lowest_bit():
@@ -119,7 +119,7 @@ def test_rounding_hides_last_bits_and_keeps_sizes():
 def test_statistics_are_fair_to_equal_inputs(name):
     "both 'neighbours' are the same distribution: the bound is 0 up to 5 %; FAR 1e-4 at confidence .9999"
     a, b = (A.draw(laplace(3), np.eye(3)[0], 6000, [14, i]) for i in range(2)); s = A.statistics(laplace(3), *np.eye(3)[:2], a[:2000], b[:2000], (name,))[name]
-    assert A.epsilon_lower_bound(s(a[2000:]), s(b[2000:]), confidence=.9999) == 0
+    assert B.epsilon_lower_bound(s(a[2000:]), s(b[2000:]), confidence=.9999) == 0
 
 def test_net_sees_what_is_not_linear():
     class Ring:
@@ -188,7 +188,7 @@ def test_a_lying_density_cannot_raise_a_bound():
 # ---- the result and its arguments
 def test_result():
     a = A.audit(HalfNoise(2), n=8000); assert 'CAUGHT' in repr(a) and a.verdict == 'CAUGHT' and a.row()['mechanism'] == 'HalfNoise(dim=2, epsilon=1)'
-    k, n, l, m = a.counts; assert n == m == a.n == 4000 and float(A.epsilon_from_counts(k, n, l, m)) == a.bound <= a.ceiling and a.seconds > 0
+    k, n, l, m = a.counts; assert n == m == a.n == 4000 and float(B.epsilon_from_counts(k, n, l, m)) == a.bound <= a.ceiling and a.seconds > 0
     assert A.audit(HalfNoise(2), n=8000).bound == a.bound != A.audit(HalfNoise(2), n=8000, seed=1).bound
     text = A.Audits([a, a])._repr_markdown_(); assert len({l.count('|') for l in text.splitlines()}) == 1 and len(text.splitlines()) == 4
 
@@ -197,7 +197,7 @@ def test_verdicts():
     class Silent:
         dimension = 2
         def __call__(self, z, **kw): return z
-    a = A.audit(Silent(), n=400); assert a.verdict == 'no claim' and a.bound == a.ceiling == A.ceiling(200) and not a.caught
+    a = A.audit(Silent(), n=400); assert a.verdict == 'no claim' and a.bound == a.ceiling == B.ceiling(200) and not a.caught
 
 @pytest.mark.parametrize('kw,word', [(dict(n=3), 'n must'), (dict(n=10.5), 'n must'), (dict(n=math.nan), 'n must'), (dict(pilot=2), 'pilot'), (dict(confidence=1.), 'confidence'), (dict(confidence='x'), 'confidence'), (dict(claim=-1.), 'claim'), (dict(claim=math.inf), 'claim'),
     (dict(delta=1.5), 'delta'), (dict(attack='densty'), 'density'), (dict(pairs=[]), 'pairs'), (dict(pairs=[np.eye(3)]), 'pairs'), (dict(pairs=[np.full((2, 2), np.nan)]), 'pairs'), (dict(pairs={'same': np.ones((2, 2))}), 'same'), (dict(dim=0), 'dim'), (dict(seed='x'), 'seed'), (dict(companions=-1), 'companions')])

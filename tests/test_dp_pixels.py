@@ -4,7 +4,7 @@ import numpy as np, pytest, cv2
 from scipy import stats
 from deidnb.core import Crop, Face, ConfigError
 from deidnb.generate import dp_pixels as D
-from deidnb.identity.audit import epsilon_lower_bound
+from deidnb.identity.bounds import epsilon_lower_bound
 from deidnb.identity import noise as N
 
 def low_bound(a, b): return epsilon_lower_bound(a, b, confidence=1-1e-4)
