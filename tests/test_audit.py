@@ -129,7 +129,7 @@ def test_net_sees_what_is_not_linear():
 
 # ---- mechanisms: the family-wise rate of a false accusation is 1e-3 in each of these tests
 FAMILY = 1e-3
-@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('seed', [0, 1])
 def test_every_broken_mechanism_is_caught(seed):
     found = A.audit_all(BROKEN, alarm=FAMILY, seed=seed, n=16_000); assert {a.mechanism: a.caught for a in found} == {k: True for k in BROKEN}, found
 
@@ -180,6 +180,18 @@ def test_claim_by_distance_in_many_dimensions():
     for psi, bad in ((laplace(128, 4.), False), (HalfNoise(128, 4.), True)): assert A.audit(psi, claim=claim(psi), **kw).caught == bad
     assert not A.audit(HalfNoise(128, 4.), **kw).caught, 'which the audit of the worst case cannot see'
 
+@pytest.mark.parametrize('kw', [dict(attack='histogram'), dict(tester='renyi'), dict(attack='histogram', tester='renyi'), dict(attack='net')], ids=str)
+def test_other_testers(kw): assert A.audit(HalfNoise(2), confidence=1-FAMILY, **kw).caught and not A.audit(laplace(2), confidence=1-FAMILY, **kw).caught
+
+@pytest.mark.parametrize('kw', [dict(), dict(attack='net'), dict(attack='histogram'), dict(tester='renyi')], ids=str)
+def test_a_mechanism_that_ignores_its_input_shows_nothing(kw):
+    "statistics overfit 250 draws, the bound does not: it is 0; FAR 1e-3 a case"
+    class Blind:
+        dimension = 6
+        def __call__(self, z, *, rng=None, simulate=False): return np.random.default_rng(rng).normal(size=z.shape)
+    a = A.audit(Blind(), n=1000, pilot=200, claim=.01, confidence=1-FAMILY, **kw); assert a.bound == 0 and not a.caught
+    assert A.audit_one_run(Blind(), m=400, claim=.01, confidence=1-FAMILY, pairs=[np.eye(6)[:2]]).bound == 0
+
 def test_a_lying_density_cannot_raise_a_bound():
     class Liar(Laplace):
         log_ratio = property(lambda self: lambda out, z0, z1: 1e3*np.sin(1e3*out[:, 0]))
@@ -200,7 +212,7 @@ def test_verdicts():
     a = A.audit(Silent(), n=400); assert a.verdict == 'no claim' and a.bound == a.ceiling == B.ceiling(200) and not a.caught
 
 @pytest.mark.parametrize('kw,word', [(dict(n=3), 'n must'), (dict(n=10.5), 'n must'), (dict(n=math.nan), 'n must'), (dict(pilot=2), 'pilot'), (dict(confidence=1.), 'confidence'), (dict(confidence='x'), 'confidence'), (dict(claim=-1.), 'claim'), (dict(claim=math.inf), 'claim'),
-    (dict(delta=1.5), 'delta'), (dict(attack='densty'), 'density'), (dict(pairs=[]), 'pairs'), (dict(pairs=[np.eye(3)]), 'pairs'), (dict(pairs=[np.full((2, 2), np.nan)]), 'pairs'), (dict(pairs={'same': np.ones((2, 2))}), 'same'), (dict(dim=0), 'dim'), (dict(seed='x'), 'seed'), (dict(companions=-1), 'companions')])
+    (dict(delta=1.5), 'delta'), (dict(tester='x'), 'tester'), (dict(tester='renyi', delta=.1), 'delta'), (dict(attack='densty'), 'density'), (dict(pairs=[]), 'pairs'), (dict(pairs=[np.eye(3)]), 'pairs'), (dict(pairs=[np.full((2, 2), np.nan)]), 'pairs'), (dict(pairs={'same': np.ones((2, 2))}), 'same'), (dict(dim=0), 'dim'), (dict(seed='x'), 'seed'), (dict(companions=-1), 'companions')])
 def test_bad_arguments(kw, word):
     with pytest.raises(ConfigError, match=word): A.audit(laplace(2), **dict(n=100, pilot=50) | kw)
 
