@@ -172,7 +172,7 @@ class PrivUnit(Mechanism):
         x = best(lambda x: self.split(e, x)[1], 1e-9, self.widest(e)); self.fit(x); self.e0, self.projection = self.split(e, x)
         self.tries = math.exp(min(-self.log_share, 700)); self.exact = self.tries*self.dim <= TRIES
 
-    def widest(self, e): return 2*e/(self.dim-1) + 12           # the search runs over -log(1 - gamma^2)
+    def widest(self, e): return min(2*e/(self.dim-1) + 12, 24.) # the search runs over -log(1 - gamma^2); narrower caps than exp(-12) are lost in float32
     def split(self, e, x): return two_level(e, log_cap(math.exp(-x), self.dim), log_cap_mean(math.exp(-x), self.dim))
     def fit(self, x): self.gamma, self.log_share = math.sqrt(-math.expm1(-x)), log_cap(math.exp(-x), self.dim)
     def inside(self, v, x): return x >= self.gamma*np.sqrt((v*v).sum(-1))

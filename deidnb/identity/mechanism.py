@@ -84,7 +84,7 @@ class Mechanism:
 
     def __call__(self, z, *, rng=None, simulate=False)->np.ndarray:
         "Codes as they may be released; with simulate=True quickly, from `rng`"
-        shape = np.shape(z); x = unit_codes(z, self.dim); s = Source(rng, simulate)
+        x = unit_codes(z, self.dim); shape = np.shape(z); s = Source(rng, simulate)
         return (self.simulated(x, s) if simulate else self.released(x, s)).astype(np.float32).reshape(shape)
 
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim}, epsilon={self.epsilon:g})'
