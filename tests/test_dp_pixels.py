@@ -4,23 +4,14 @@ import numpy as np, pytest, cv2
 from scipy import stats
 from deidnb.core import Crop, Face, ConfigError
 from deidnb.generate import dp_pixels as D
+from deidnb.identity.bounds import epsilon_lower_bound
 from deidnb.identity import noise as N
 
+def low_bound(a, b): return epsilon_lower_bound(a, b, confidence=1-1e-4)
 SEEDED = np.random.default_rng(11).bytes           # reproducible tests: the samplers take any source of bytes
 PICTURE = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (256, 256, 3)).astype(np.uint8), (0, 0), 2)
 POINTS = np.array([(95, 119), (161, 119), (127, 158), (99, 186), (154, 186)], np.float32)
 def crop(p=PICTURE): return Crop(p, np.eye(3)[:2], Face((60, 46, 200, 238), POINTS))
-
-def epsilon_lower_bound(a, b, level=1e-4):
-    "lower bound of epsilon at confidence 1 - level: the best threshold on one half, Clopper-Pearson on the other"
-    h = len(a)//2; best = (-1, 1, 0.)
-    for t in np.unique(np.quantile(np.r_[a[:h], b[:h]], np.linspace(.01, .99, 50))):
-        for s in (1, -1):
-            p, q = ((s*z[:h] >= s*t).mean() for z in (a, b))
-            if min(p, q) > .004: best = max(best, (abs(np.log(p/q)), s, t))
-    _, s, t = best; n = len(a) - h; ka, kb = ((s*z[h:] >= s*t).sum() for z in (a, b))
-    lo = lambda k: stats.beta.ppf(level/2, k, n-k+1) if k else 1e-12; hi = lambda k: stats.beta.ppf(1-level/2, k+1, n-k) if k < n else 1.
-    return max(0., math.log(lo(ka)/hi(kb)), math.log(lo(kb)/hi(ka)))
 
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 64, 1000, 2**33 + 7, 3**38])
 def test_uniform(n):
@@ -77,7 +68,7 @@ def outputs(op, runs=20): return [np.concatenate([op.edit(x, 1., np.random.defau
 @pytest.mark.parametrize('eps', [.5, 1., 2.])
 @pytest.mark.parametrize('colour', [False, True])
 def test_dp_pix_keeps_its_epsilon(eps, colour):
-    low = epsilon_lower_bound(*outputs(D.DPPix(epsilon=eps, m=4, cell=4, colour=colour, simulate=True)))
+    low = low_bound(*outputs(D.DPPix(epsilon=eps, m=4, cell=4, colour=colour, simulate=True)))
     assert low <= eps and (colour or low > .6*eps), 'a valid bound that the audit nearly reaches'
 
 @pytest.mark.parametrize('wrong', ['half the noise', 'no noise', 'three channels, noise of one', 'means rounded before the noise, noise of a mean of 8 x 8'])
@@ -90,18 +81,18 @@ def test_broken_mechanisms_are_caught(wrong):
             if wrong.startswith('means'): return D.DPPix(epsilon=4*self.epsilon, **kw).edit(w, unit, rng)
             return np.concatenate([D.DPPix(epsilon=self.epsilon, **kw).edit(np.repeat(w[..., k:k+1], 3, -1), unit, rng)[0][..., :1] for k in range(3)], -1), {}
     a, b = outputs(Broken(epsilon=1., m=4, cell=4))
-    low = 99. if len(np.intersect1d(a, b)) == 0 else epsilon_lower_bound(a, b)
+    low = 99. if len(np.intersect1d(a, b)) == 0 else low_bound(a, b)
     assert low > 1.
 
 def test_more_than_m_pixels_are_not_covered():
     "the guarantee is for m pixels: with twice as many the bound is exceeded, as it says"
     x, y = pair(m=8); op = D.DPPix(epsilon=1., m=4, cell=4, colour=False, simulate=True)
     outs = [np.concatenate([op.edit(z, 1., np.random.default_rng(r+50*i))[0][::4, ::4, 0].astype(float).ravel() for r in range(8)]) for i, z in enumerate((x, y))]
-    assert 1. < epsilon_lower_bound(*outs) <= 2.
+    assert 1. < low_bound(*outs) <= 2.
 
 def test_dp_svd_sampler_keeps_its_epsilon_and_half_noise_is_caught():
     def low(rate):
-        a, b = (N.discrete_radial(3, 30000, rate, SEEDED)[:, 0].astype(float) for _ in range(2)); return epsilon_lower_bound(a, b + 900)
+        a, b = (N.discrete_radial(3, 30000, rate, SEEDED)[:, 0].astype(float) for _ in range(2)); return low_bound(a, b + 900)
     assert .2 < low(1/600) <= 1.5 < low(1/200)
 
 def test_noise_scale_of_dp_pix():
