@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENSEMBLES', 'SCALE', 'KINDS', 'Ensemble', 'loss_deid', 'loss_kld', 'Obfuscator', 'noisy', 'Opposite', 'network',
            'apply', 'noise_level', 'Mlp', 'Ved', 'clip_ball', 'ClippedVed', 'spread_of', 'save_obfuscators',
-           'obfuscator']
+           'obfuscator', 'ridge', 'Inverter', 'fit_inverter', 'refined']
 
 # %% ../../nbs/identity/05_obfuscators.ipynb #71b18e24
 import json, math
@@ -242,3 +242,48 @@ def obfuscator(kind,         # 'opp', 'mlp', 'ved' or 'clipped'
     except TypeError as e: raise ConfigError(str(e).split('__init__() ')[-1], kind, 'See the arguments of the class.') from None
     psi.net.load_state_dict({k.removeprefix(f'{name}/'): torch.from_numpy(v.astype(np.float32)) for k, v in arrays.items() if k.startswith(f'{name}/')})
     return psi
+
+# %% ../../nbs/identity/05_obfuscators.ipynb #86b97ea2
+def ridge(X, Y, strengths, held)->tuple: # (W, b) fitted to all but the last `held` rows, best of the strengths on those
+    "Ridge regression with a free offset"
+    n = len(X) - held; m, q = X[:n].mean(0), Y[:n].mean(0); A = X[:n] - m; e, E = np.linalg.eigh(A.T@A); C = E.T@(A.T@(Y[:n] - q)); best = (-2, None)
+    for s in strengths:
+        W = E@(C/(np.maximum(e, 0) + s)[:, None]); b = q - m@W; score = float((unit(X[n:]@W + b)*unit(Y[n:])).sum(1).mean())
+        if score > best[0]: best = score, (W, b)
+    return best[1]
+
+class Inverter:
+    "The way back from new identities to codes: linear, plus a network if there is one"
+    def __init__(self, W, b, net=None): self.W, self.b, self.net = W, b, net
+    def __call__(self, z_new)->np.ndarray: # (n, d') unit -> (n, d) unit
+        "Recovered codes"
+        x = np.atleast_2d(z_new)*math.sqrt(len(self.W)); y = x@self.W + self.b
+        return unit(y if self.net is None else y + apply(self.net, x))
+
+def fit_inverter(psi,         # the transform under attack
+                 codes,       # (n, d) unit, the attacker's own people
+                 target=None, # (n, d') unit codes of the same people to recover; default: codes
+                 copies=4,    # queries for each person, if psi is random
+                 hidden=256, steps=400, rate=1e-3, held=.1, seed=0)->Inverter: # steps=0: linear only
+    "Train an inverter on what psi does to known people"
+    import torch
+    n = len(codes); target = codes if target is None else np.asarray(target, np.float32); p = np.random.default_rng(seed).permutation(n); k = copies if getattr(psi, 'random', True) else 1; h = max(1, int(held*n))
+    if n < 20 or len(target) != n: raise InputError(f'{n} codes and {len(target)} targets', 'codes', 'Pass at least 20 codes and as many targets.')
+    codes, target = codes[p], target[p]; X = np.concatenate([psi(codes, rng=seed + 1 + i, simulate=True) for i in range(k)]).reshape(k, n, -1)
+    X = X*math.sqrt(X.shape[2]); order = lambda a, w: np.concatenate([a[:, :n-h].reshape(-1, w), a[:, n-h:].reshape(-1, w)])
+    X, Y = order(X, X.shape[2]).astype(np.float64), order(np.broadcast_to(target, (k, *target.shape)), target.shape[1]).astype(np.float64)
+    W, b = ridge(X, Y, 10.**np.arange(-1, 6), k*h); plain = Inverter(W, b)
+    return plain if not steps else refined(plain, X, Y, k*h, hidden, steps, rate, seed)
+
+# %% ../../nbs/identity/05_obfuscators.ipynb #7a59479e
+def refined(plain, X, Y, held, hidden, steps, rate, seed)->Inverter:
+    "The linear inverter and a network on top, if that is better on the last `held` rows"
+    import torch
+    from torch.nn.functional import cosine_similarity
+    with torch.random.fork_rng(): torch.manual_seed(seed); net = network(X.shape[1], hidden, Y.shape[1])
+    torch.nn.init.zeros_(net[-1].weight); torch.nn.init.zeros_(net[-1].bias); r = np.random.default_rng(seed); n = len(X) - held
+    L = X@plain.W + plain.b; x, l, y = (torch.from_numpy(a.astype(np.float32)) for a in (X, L, Y)); opt = torch.optim.AdamW(net.parameters(), rate, weight_decay=.01); plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    for _ in range(steps):
+        i = torch.from_numpy(r.integers(0, n, 256)); loss = 1 - cosine_similarity(l[i] + net(x[i]), y[i]).mean(); opt.zero_grad(); loss.backward(); opt.step(); plan.step()
+    both = Inverter(plain.W, plain.b, net.eval()); score = lambda f: (f(X[n:]/math.sqrt(X.shape[1]))*unit(Y[n:])).sum(1).mean()
+    return both if score(both) > score(plain) else plain
