@@ -4,6 +4,7 @@ import numpy as np, pytest, cv2
 from scipy import stats
 from deidnb.core import Crop, Face, ConfigError
 from deidnb.generate import dp_pixels as D
+from deidnb.identity import noise as N
 
 SEEDED = np.random.default_rng(11).bytes           # reproducible tests: the samplers take any source of bytes
 PICTURE = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (256, 256, 3)).astype(np.uint8), (0, 0), 2)
@@ -23,26 +24,26 @@ def epsilon_lower_bound(a, b, level=1e-4):
 
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 64, 1000, 2**33 + 7, 3**38])
 def test_uniform(n):
-    u = D.uniform_below(n, 20000, SEEDED)
+    u = N.uniform_below(n, 20000, SEEDED)
     assert u.min() >= 0 and u.max() < n
     if n > 1: assert stats.chisquare(np.bincount(u, minlength=n) if n <= 1000 else np.histogram(u/n, bins=10, range=(0, 1))[0]).pvalue > 1e-6
 
 @pytest.mark.parametrize('n', [0, -1, 2**62])
 def test_uniform_refuses(n):
-    with pytest.raises(ConfigError): D.uniform_below(n, 1, os.urandom)
+    with pytest.raises(ConfigError): N.uniform_below(n, 1, os.urandom)
 
 @pytest.mark.parametrize('a,b', [(0, 1), (1, 1), (1, 7), (6, 7), (13, 5), (9, 1), (2**40, 2**41)])
 def test_coins(a, b):
-    n, p = 40000, math.exp(-a/b); got = D.bernoulli_exp(np.full(n, a), b, SEEDED).mean()
+    n, p = 40000, math.exp(-a/b); got = N.bernoulli_exp(np.full(n, a), b, SEEDED).mean()
     assert abs(got - p) <= 5*math.sqrt(p*(1-p)/n) + 1e-12
 
 def test_coins_with_mixed_exponents():
-    a = np.arange(12).repeat(20000); got = D.bernoulli_exp(a, 4, SEEDED).reshape(12, -1).mean(1); p = np.exp(-np.arange(12)/4)
+    a = np.arange(12).repeat(20000); got = N.bernoulli_exp(a, 4, SEEDED).reshape(12, -1).mean(1); p = np.exp(-np.arange(12)/4)
     assert (np.abs(got - p) <= 5*np.sqrt(p*(1-p)/20000) + 1e-12).all()
 
 @pytest.mark.parametrize('t,s', [(1, 1), (1, 3), (7, 2), (100, 1), (13005, 2), (255*16*65536, 65536//2)])
 def test_discrete_laplace_probabilities(t, s):
-    n = 40000; x = D.discrete_laplace(n, t, s, SEEDED); q = math.exp(-s/t)
+    n = 40000; x = N.discrete_laplace(n, t, s, SEEDED); q = math.exp(-s/t)
     var = 2*q/(1-q)**2; assert abs(x.mean()) < 5*math.sqrt(var/n)
     assert abs((x == 0).mean() - (1-q)/(1+q)) < 5*math.sqrt((1-q)/(1+q)/n) + 1e-9
     cdf = lambda v: np.where(v < 0, q**(-v)/(1+q), 1 - q**(v+1)/(1+q))
@@ -51,19 +52,19 @@ def test_discrete_laplace_probabilities(t, s):
 def test_discrete_laplace_equals_opendp():
     dp = pytest.importorskip('opendp.prelude'); dp.enable_features('contrib')
     m = dp.m.make_laplace(dp.atom_domain(T=int), dp.absolute_distance(T=int), scale=12.5)
-    ours = D.discrete_laplace(4000, 25, 2, SEEDED); theirs = np.array([m(0) for _ in range(4000)])
+    ours = N.discrete_laplace(4000, 25, 2, SEEDED); theirs = np.array([m(0) for _ in range(4000)])
     assert stats.ks_2samp(ours, theirs).pvalue > 1e-5
 
 @pytest.mark.parametrize('k', [1, 2, 3, 8, 16, 24])
 def test_radial_noise(k):
     n, rate = (6000 if k < 16 else 200), 1/700
-    x = D.discrete_radial(k, n, rate, SEEDED).astype(float); r = np.linalg.norm(x, axis=1)
+    x = N.discrete_radial(k, n, rate, SEEDED).astype(float); r = np.linalg.norm(x, axis=1)
     assert stats.kstest(r*rate, stats.gamma(k).cdf).pvalue > 1e-5
     u = x/np.maximum(r, 1e-9)[:, None]; assert np.abs(u.mean(0)).max() < 5/math.sqrt(k*n) and np.abs(u.T@u/n - np.eye(k)/k).max() < 6/math.sqrt(n)/max(k, 2) + 2/700
 
 def test_radial_noise_on_a_coarse_lattice():
     "closed form in two dimensions: every lattice point has weight exp(-rate |x|)"
-    x = D.discrete_radial(2, 60000, .7, SEEDED); g = np.arange(-40, 41); w = np.exp(-.7*np.hypot(*np.meshgrid(g, g))); w /= w.sum()
+    x = N.discrete_radial(2, 60000, .7, SEEDED); g = np.arange(-40, 41); w = np.exp(-.7*np.hypot(*np.meshgrid(g, g))); w /= w.sum()
     for p in ((0, 0), (1, 0), (0, -1), (1, 1), (2, -1), (-3, 0)):
         want = w[40+p[0], 40+p[1]]; assert abs((x == p).all(1).mean() - want) < 5*math.sqrt(want/60000)
 
@@ -100,7 +101,7 @@ def test_more_than_m_pixels_are_not_covered():
 
 def test_dp_svd_sampler_keeps_its_epsilon_and_half_noise_is_caught():
     def low(rate):
-        a, b = (D.discrete_radial(3, 30000, rate, SEEDED)[:, 0].astype(float) for _ in range(2)); return epsilon_lower_bound(a, b + 900)
+        a, b = (N.discrete_radial(3, 30000, rate, SEEDED)[:, 0].astype(float) for _ in range(2)); return epsilon_lower_bound(a, b + 900)
     assert .2 < low(1/600) <= 1.5 < low(1/200)
 
 def test_noise_scale_of_dp_pix():
@@ -127,7 +128,7 @@ def test_released_noise_ignores_seeds(cls):
     with pytest.raises(ConfigError): cls(simulate=True)(crop(), None, rng=None)
 
 @pytest.mark.parametrize('bad', [lambda: D.DPPix(epsilon=0), lambda: D.DPPix(epsilon=float('inf')), lambda: D.DPPix(m=0), lambda: D.DPPix(m=1.5), lambda: D.DPPix(cell=0),
-                                 lambda: D.DPSVD(epsilon=-1), lambda: D.DPSVD(k=0), lambda: D.DPSVD(k=D.MAX_K+1), lambda: D.DPSVD(region='x')])
+                                 lambda: D.DPSVD(epsilon=-1), lambda: D.DPSVD(k=0), lambda: D.DPSVD(k=N.MAX_K+1), lambda: D.DPSVD(region='x')])
 def test_wrong_configuration(bad):
     with pytest.raises(ConfigError): bad()
 

@@ -101,7 +101,7 @@ def discrete_gaussian(size,  # how many
 # %% ../../nbs/identity/01_noise.ipynb #f9860443
 def choose_exp(logits, # (n, m) float: the exponents, epsilon q / (2 sensitivity)
                bits)->np.ndarray: # (n,) int64
-    "One column for each row, with probability proportional to exp(logit); log-probabilities exact to 2**-31"
+    "One column for each row, with probability proportional to exp(logit), exact to 2**-31 in the logarithm (below exp(-64) of the best: exp(-64))"
     logits = np.atleast_2d(np.asarray(logits, np.float64)); n, m = logits.shape
     gap = np.rint((logits.max(1, keepdims=True) - logits)*2.**32).clip(0, 2.**60).astype(np.int64)
     out, left = np.empty(n, np.int64), np.arange(n)
@@ -111,7 +111,7 @@ def choose_exp(logits, # (n, m) float: the exponents, epsilon q / (2 sensitivity
     return out
 
 # %% ../../nbs/identity/01_noise.ipynb #ce89f4fd
-STEPS = 2.**32 # lattice steps to 1
+STEPS = 2.**40 # lattice steps to 1
 
 def lattice_normals(shape, bits)->np.ndarray: # float64 holding whole numbers: normal numbers times STEPS
     "Standard normal numbers rounded to a lattice, drawn from random bytes alone"
