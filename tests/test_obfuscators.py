@@ -5,7 +5,7 @@ from scipy import stats
 from deidnb.assets import load_manifest
 from deidnb.core import ConfigError, InputError, data_dir, package_dir, sha256
 from deidnb.identity import obfuscators as O
-from deidnb.identity.dp import compose
+from deidnb.identity.accounting import compose
 from deidnb.identity.experts import cosine, unit
 from deidnb.train import obfuscators as T
 

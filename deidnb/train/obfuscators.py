@@ -185,7 +185,7 @@ def attack_table(rows, train, test, title, path=None, steps=400, progress=False,
     return t
 
 # %% ../../nbs/train/04_obfuscators.ipynb #f6d3bcf1
-def evaluate(table, out=None, root=None, steps=400, progress=True)->dict: # name -> Table
+def evaluate(table, out=None, root=None, steps=100, progress=True)->dict: # name -> Table
     "Attackers from the table, victims from LFW; Tables 4 and 5 and what remains at each epsilon"
     train, test = read_table(table), lfw_people(root)
     small = lambda p: People({'sface': p.codes['sface']}, p.who, p.other and {'sface': p.other['sface']})
