@@ -151,7 +151,7 @@ def test_attack_opens_what_can_be_opened():
     rotated = lambda z, rng=None, simulate=False: unit(z @ Q); rotated.random = False
     assert cosine(O.fit_inverter(rotated, train, steps=0)(rotated(test)), test).mean() > .99
     kinked = lambda z, rng=None, simulate=False: unit(np.abs(z @ Q) + .3*z @ Q.T); kinked.random = False
-    a, b = (cosine(O.fit_inverter(kinked, train, steps=s)(kinked(test)), test).mean() for s in (0, 200)); assert b >= a - .01
+    a, b = (cosine(O.fit_inverter(kinked, train, steps=s)(kinked(test)), test).mean() for s in (0, 80)); assert b >= a - .01
 
 def test_attack_finds_nothing_where_nothing_is():
     train, test = faces(600), faces(400, 1); noise = lambda z, rng=None, simulate=False: codes(len(z), seed=rng); noise.random = True
