@@ -184,7 +184,7 @@ def attack_table(rows, train, test, title, path=None, steps=400, progress=False,
         if progress: print(subject, t.get(subject, 'sface: inverted').value, file=sys.stderr, flush=True)
     return t
 
-# %% ../../nbs/train/04_obfuscators.ipynb #f6d3bcf1
+# %% ../../nbs/train/04_obfuscators.ipynb #72fb5f6b
 def evaluate(table, out=None, root=None, steps=100, progress=True)->dict: # name -> Table
     "Attackers from the table, victims from LFW; Tables 4 and 5 and what remains at each epsilon"
     train, test = read_table(table), lfw_people(root)
@@ -217,5 +217,5 @@ def main(argv=None):
         print(json.dumps(numbers)); return 0
     except DeidnbError as e: print(e, file=sys.stderr); return e.exit_code
 
-# %% ../../nbs/train/04_obfuscators.ipynb #72fb5f6b
+# %% ../../nbs/train/04_obfuscators.ipynb #9cf29917
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
