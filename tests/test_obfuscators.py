@@ -168,7 +168,17 @@ def test_order_of_the_transforms():
     v = {n: t.get(n, 'sface: inverted, own picture').value for n in t.subjects}; assert v['opp'] == v['mlp'] == 1 and v['ved3'] < v['ved1'] < .8 and v['low'] <= .014 # 7 of 500 by chance: below 1e-6
     assert all(r.lo <= r.value <= r.hi for r in t.rows if np.isfinite(r.lo)) and max(t.get(n, 'sface: swapped').value for n in t.subjects) == 0
 
+def test_linking_needs_no_inversion():
+    z = faces(300); other = unit(z + .03*R.normal(size=z.shape)); p = T.People(dict(sface=z), np.arange(300), dict(sface=other)); t = T.attack_rows(T.Table(), 'opp', O.Opposite(128), 'arc', T.People(dict(sface=faces(300, 1)), np.arange(300)), p, steps=0, n_boot=20)
+    assert t.get('opp', 'linked').value > .95 and t.get('opp', 'sface: inverted').value > .95
+    t = T.attack_rows(T.Table(), 'low', O.ClippedVed(epsilon=.1), 'arc', T.People(dict(sface=faces(300, 1)), np.arange(300)), p, steps=0, n_boot=20); assert t.get('low', 'linked').value <= 6/300
+
 # ---- the recipe
+def test_other_recognisers(tmp_path):
+    v, log = T.train_variant('mine.ved', codes(200, 64), tmp_path, steps=20, progress=False, variant=('ved', dict(dim=64, hidden=16, latent=4))); path = O.save_obfuscators(tmp_path/'o.safetensors', {'mine.ved': v})
+    assert O.obfuscator('ved', 'mine', path=path, alpha=2.)(codes(3, 64)).shape == (3, 64) and log[-1]['step'] == 20
+    with pytest.raises(ConfigError, match='unknown variant'): T.train_variant('mine.ved', codes(200, 64), tmp_path)
+
 def test_resumed_run_is_the_same_run(tmp_path):
     z = codes(300); a, log = T.train_variant('arc.clipped', z, tmp_path/'a', steps=30, progress=False)
     T.train_variant('arc.clipped', z, tmp_path/'b', steps=30, progress=False, stop_after=0); b, log2 = T.train_variant('arc.clipped', z, tmp_path/'b', steps=30, progress=False)

@@ -90,11 +90,13 @@ def _variants():
     return v | {'mix.clipped': ('clipped', wide(1152) | clipped)}
 VARIANTS = _variants() # name of the weights -> kind, config
 
-def train_variant(name, codes, folder, steps=1500, size=128, rate=1e-3, seed=0, progress=True, **kw)->tuple: # (kind, config, network), log
+def train_variant(name, codes, folder, steps=1500, size=128, rate=1e-3, seed=0, progress=True,
+                  variant=None, # (kind, config) of your own, for the codes of other recognisers
+                  **kw)->tuple: # (kind, config, network), log
     "One obfuscator, resumed if the folder has a checkpoint"
     import torch
-    if name not in VARIANTS: raise ConfigError(f'unknown variant {name!r}', 'name', f"Known: {', '.join(VARIANTS)}.")
-    kind, config = VARIANTS[name]
+    if variant is None and name not in VARIANTS: raise ConfigError(f'unknown variant {name!r}', 'name', f"Known: {', '.join(VARIANTS)}; or give variant=(kind, config).")
+    kind, config = variant or VARIANTS[name]
     with torch.random.fork_rng(): torch.manual_seed(seed); psi = KINDS[kind](**config)
     opt = torch.optim.AdamW(psi.net.parameters(), rate, weight_decay=1e-4); ema = Ema(psi.net, .995)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
