@@ -85,7 +85,7 @@ def test_known_pairs_curve():
     z = people(); out = mk.known_pairs(z, T['plane'], 80, ks=(1, 2, 8), keys=2); assert out['planes meet'][1] > .999 > out['planes meet'][0] and out['Procrustes'].max() < .7
     assert mk.known_pairs(z, T['isometry'], 80, ks=(64,), keys=1)['Procrustes, doubled'][0] > .999
     noisy = mk.known_pairs(z, T['isometry'], 80, ks=(128,), keys=1, kappa=.8)['Procrustes, doubled'][0]; assert .3 < noisy < .999
-    with pytest.raises(InputError, match='z: '): mk.known_pairs(z[:10], T['plane'], 80, ks=(20,))
+    with pytest.raises(ConfigError, match='z: '): mk.known_pairs(z[:10], T['plane'], 80, ks=(20,))
 
 def test_likeness_to_library():
     near, mean = mk.likeness_to_library(USERS, LIB); assert near.shape == mean.shape == (len(USERS),) and np.median(near) > np.median(mk.likeness_to_library(people(), LIB)[0])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from deidnb.core import ConfigError, Guarantee, InputError, OutputError
 from deidnb.identity import rotation as rot, sealed
-from deidnb.identity.rotation import (BookRotation, FaceIsometry, FaceShape, Key, KeyStream, KeyedIsometry, PlaneRotation, WeakPassword, as_codes, complex_structure, hkdf, level_angle, library_id, orthogonal_part,
+from deidnb.identity.rotation import (BookRotation, FaceIsometry, FaceShape, Key, KeyStream, KeyedIsometry, PlaneRotation, WeakPassword, complex_structure, hkdf, level_angle, library_id, orthogonal_part,
     password_space, random_reference, reference, reference_cosine, reference_library, rotate, rotate_back, stretch, unit_rows)
 
 def people(n=64, d=128, seed=0): return unit_rows(np.random.default_rng(seed).normal(size=(n, d)))
