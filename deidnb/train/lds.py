@@ -182,7 +182,7 @@ def train_lds(out=None, table=None, samples:int=4000, steered:int=4141, seed:int
     write_log(out.with_suffix('.log.jsonl') if work is None else Path(work)/'log.jsonl', log)
     return out, dict(people=len(z), learned_from=len(fit), held_out=len(test), loss=round(log[-1]['loss'], 4), held_loss=round(log[-1]['held'], 4)) | evaluate(s, z[fit], alpha[fit])
 
-# %% ../../nbs/train/03_lds.ipynb #a57acdb1
+# %% ../../nbs/train/03_lds.ipynb #f0851849
 def write_row(path, command, numbers, data, seed, steps):
     "The row in the manifest of weights"
     import platform
@@ -202,5 +202,5 @@ def main(argv=None):
     if o['out'] is None: write_row(path, command, numbers, data or f'{o["samples"]} generated people as they come, {o["steered"]} steered', o['seed'], o['steps'])
     print(json.dumps(numbers))
 
-# %% ../../nbs/train/03_lds.ipynb #58ac9356
+# %% ../../nbs/train/03_lds.ipynb #fe2d5cf1
 if __name__ == '__main__' and '__file__' in globals(): main()
