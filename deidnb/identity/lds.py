@@ -8,6 +8,7 @@ __all__ = ['PARTS', 'MODES', 'Whitening', 'part_masks', 'denoiser', 'ddim_schedu
 
 # %% ../../nbs/identity/06_lds.ipynb #8d22c884
 import json, math
+from fastcore.basics import patch
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -139,10 +140,11 @@ class Sampler:
     @staticmethod
     def parts(x): return x.split(list(PARTS.values()), 1)
 
+# %% ../../nbs/identity/06_lds.ipynb #a92b5da4
 @lru_cache(2)
 def load_sampler(path=None)->Sampler: return Sampler(path)   # read once
 
-# %% ../../nbs/identity/06_lds.ipynb #c00aecb9
+# %% ../../nbs/identity/06_lds.ipynb #7fdd8a84
 def level_edges(cosines, levels=10)->list: # levels + 1 falling cosines, from 1 to -1
     "Quantiles of the cosine, nearest first"
     return [1., *np.round(np.quantile(cosines, 1 - np.arange(1, levels)/levels), 4).tolist(), -1.]
@@ -153,7 +155,7 @@ def level_interval(level, edges)->tuple: # lowest and highest cosine to the sour
     if isinstance(level, bool) or not isinstance(level, (int, np.integer)) or not 0 <= level < n: raise ConfigError(f'must be a whole number from 0 to {n-1}, got {level!r}', 'level', '0 is nearest to the source, the last is farthest.')
     return edges[level+1], edges[level]
 
-# %% ../../nbs/identity/06_lds.ipynb #ed28b387
+# %% ../../nbs/identity/06_lds.ipynb #8be0f16d
 class LDS:
     "Replaces an identity by one that was sampled, at a chosen distance"
     dimension, source = PARTS['z'], 'diffdeid section 3.2, eq. 2-4'
@@ -176,51 +178,6 @@ class LDS:
             cosine = lo, hi
         self.own, self.level, self.interval = bool(own) and level is not None, level, cosine if level is None else level_interval(level, self.sampler.config['edges'])
 
-    def _draw(self, n, mode, source, given=None): # codes of length 1
-        d = self.sampler.draw(n, mode, source, given, self.steps, self.eta)
-        return d | ({'z': d['z']/np.linalg.norm(d['z'], axis=1, keepdims=True)} if 'z' in d else {})
-
-    def sample(self, n, rng=None, simulate=False)->np.ndarray: # (n, 128) unit
-        "Codes of n people (eq. 2)"
-        return self._draw(count(n), 'z', Source(rng, simulate))['z']
-
-    def sample_alpha(self, n, rng=None, simulate=False)->np.ndarray: # (n, 80)
-        "Shapes of n people (eq. 3)"
-        return self._draw(count(n), 'alpha', Source(rng, simulate))['alpha']
-
-    def sample_joint(self, n=None, rng=None, simulate=False, *, z=None, alpha=None)->tuple: # z (n, 128), alpha (n, 80)
-        "Code and shape of the same person: of n new ones, or what is missing for a code or a shape"
-        source = Source(rng, simulate)
-        if sum(v is not None for v in (n, z, alpha)) != 1: raise ConfigError('give one of n, z and alpha', 'sample_joint')
-        if z is not None: x = unit_codes(z, self.dimension).astype(np.float32); return x, self._draw(len(x), 'alpha_of_z', source, x)['alpha']
-        if alpha is not None: x = shapes(alpha); return self._draw(len(x), 'z_of_alpha', source, x)['z'], x
-        d = self._draw(count(n), 'joint', source); return d['z'], d['alpha']
-
-    def shells(self, z)->tuple: # unit codes (n, 128) -> lowest, highest cosine (n, 1) each
-        "Where the new codes of these people may lie"
-        if not self.own: return tuple(np.full((len(z), 1), v) for v in self.interval or (-2., 2.))
-        n = len(self.sampler.config['edges']) - 1; ref = self.sampler.people('seen_z'); c = np.sort(z @ ref.T, 1); at = lambda k: np.quantile(c, 1 - k/n, axis=1)[:, None]
-        return at(self.level + 1) if self.level < n-1 else np.full((len(z), 1), -1.), at(self.level) if self.level else np.ones((len(z), 1))
-
-    def _near(self, z, mode, source): # rejection: the first sample of each row that lies in the shell
-        n = len(z); out = None; left, seen, ask = np.arange(n), 0, 8; lo, hi = self.shells(z)
-        while len(left):
-            k = 1 if self.interval is None else min(ask, max(4, 8192//len(left)), self.tries - seen); d = self._draw(len(left)*k, mode, source)
-            c = (d['z'].reshape(len(left), k, -1)*z[left, None]).sum(-1); ok = (c >= lo[left]) & (c <= hi[left])
-            out = out or {p: np.zeros((n, v.shape[1]), np.float32) for p, v in d.items()}; hit, first = ok.any(1), ok.argmax(1)
-            for p, v in d.items(): out[p][left[hit]] = v.reshape(len(left), k, -1)[hit, first[hit]]
-            left, seen, ask = left[~hit], seen + k, min(2*ask, 64)
-            if len(left) and seen >= self.tries: raise InputError(f'none of {seen} samples has a cosine between {lo[left[0], 0]:.4g} and {hi[left[0], 0]:.4g} to row {left[0]}', 'z', 'Take a higher level, a wider interval, or own=True.')
-        return out or {p: np.zeros((0, d), np.float32) for p, d in PARTS.items()}
-
-    def __call__(self, z, *, rng=None, simulate=False)->np.ndarray: # unit float32, shape of z
-        "A sampled code for each code"
-        return self._near(unit_codes(z, self.dimension), 'z', Source(rng, simulate))['z'].reshape(np.shape(z))
-
-    def person(self, z, *, rng=None, simulate=False)->tuple: # z' (n, 128), alpha' (n, 80)
-        "A sampled person for each code: new code and new shape, alpha' of eq. 4"
-        d = self._near(unit_codes(z, self.dimension), 'joint', Source(rng, simulate)); return d['z'].reshape(np.shape(z)), d['alpha'].reshape(*np.shape(z)[:-1], -1)
-
     @property
     def guarantee(self):
         more = ('the picture: the generator also sees the attributes of the real face', 'draws with simulate=True', 'running time')
@@ -231,6 +188,7 @@ class LDS:
 
     def __repr__(self): return f'LDS(level={self.level}, interval={self.interval}, steps={self.steps}, eta={self.eta:g})'
 
+# %% ../../nbs/identity/06_lds.ipynb #fee1454c
 def count(n)->int:
     "A number of people"
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0: raise ConfigError(f'must be a whole number, got {n!r}', 'n')
@@ -243,3 +201,57 @@ def shapes(alpha)->np.ndarray: # (n, 80) float32
     if x.ndim != 2 or x.shape[1] != PARTS['alpha']: raise InputError(f'must have shape (n, {PARTS["alpha"]}), got {np.shape(alpha)}', 'alpha')
     if not np.isfinite(x).all(): raise InputError('holds NaN or infinity', 'alpha')
     return x
+
+@patch
+def _draw(self:LDS, n, mode, source, given=None): # codes of length 1
+    d = self.sampler.draw(n, mode, source, given, self.steps, self.eta)
+    return d | ({'z': d['z']/np.linalg.norm(d['z'], axis=1, keepdims=True)} if 'z' in d else {})
+
+@patch
+def sample(self:LDS, n, rng=None, simulate=False)->np.ndarray: # (n, 128) unit
+    "Codes of n people (eq. 2)"
+    return self._draw(count(n), 'z', Source(rng, simulate))['z']
+
+@patch
+def sample_alpha(self:LDS, n, rng=None, simulate=False)->np.ndarray: # (n, 80)
+    "Shapes of n people (eq. 3)"
+    return self._draw(count(n), 'alpha', Source(rng, simulate))['alpha']
+
+@patch
+def sample_joint(self:LDS, n=None, rng=None, simulate=False, *, z=None, alpha=None)->tuple: # z (n, 128), alpha (n, 80)
+    "Code and shape of the same person: of n new ones, or what is missing for a code or a shape"
+    source = Source(rng, simulate)
+    if sum(v is not None for v in (n, z, alpha)) != 1: raise ConfigError('give one of n, z and alpha', 'sample_joint')
+    if z is not None: x = unit_codes(z, self.dimension).astype(np.float32); return x, self._draw(len(x), 'alpha_of_z', source, x)['alpha']
+    if alpha is not None: x = shapes(alpha); return self._draw(len(x), 'z_of_alpha', source, x)['z'], x
+    d = self._draw(count(n), 'joint', source); return d['z'], d['alpha']
+
+# %% ../../nbs/identity/06_lds.ipynb #4c60c23f
+@patch
+def shells(self:LDS, z)->tuple: # unit codes (n, 128) -> lowest, highest cosine (n, 1) each
+    "Where the new codes of these people may lie"
+    if not self.own: return tuple(np.full((len(z), 1), v) for v in self.interval or (-2., 2.))
+    n = len(self.sampler.config['edges']) - 1; ref = self.sampler.people('seen_z'); c = np.sort(z @ ref.T, 1); at = lambda k: np.quantile(c, 1 - k/n, axis=1)[:, None]
+    return at(self.level + 1) if self.level < n-1 else np.full((len(z), 1), -1.), at(self.level) if self.level else np.ones((len(z), 1))
+
+@patch
+def _near(self:LDS, z, mode, source): # rejection: the first sample of each row that lies in the shell
+    n = len(z); out = None; left, seen, ask = np.arange(n), 0, 8; lo, hi = self.shells(z)
+    while len(left):
+        k = 1 if self.interval is None else min(ask, max(4, 8192//len(left)), self.tries - seen); d = self._draw(len(left)*k, mode, source)
+        c = (d['z'].reshape(len(left), k, -1)*z[left, None]).sum(-1); ok = (c >= lo[left]) & (c <= hi[left])
+        out = out or {p: np.zeros((n, v.shape[1]), np.float32) for p, v in d.items()}; hit, first = ok.any(1), ok.argmax(1)
+        for p, v in d.items(): out[p][left[hit]] = v.reshape(len(left), k, -1)[hit, first[hit]]
+        left, seen, ask = left[~hit], seen + k, min(2*ask, 64)
+        if len(left) and seen >= self.tries: raise InputError(f'none of {seen} samples has a cosine between {lo[left[0], 0]:.4g} and {hi[left[0], 0]:.4g} to row {left[0]}', 'z', 'Take a higher level, a wider interval, or own=True.')
+    return out or {p: np.zeros((0, d), np.float32) for p, d in PARTS.items()}
+
+@patch
+def __call__(self:LDS, z, *, rng=None, simulate=False)->np.ndarray: # unit float32, shape of z
+    "A sampled code for each code"
+    return self._near(unit_codes(z, self.dimension), 'z', Source(rng, simulate))['z'].reshape(np.shape(z))
+
+@patch
+def person(self:LDS, z, *, rng=None, simulate=False)->tuple: # z' (n, 128), alpha' (n, 80)
+    "A sampled person for each code: new code and new shape, alpha' of eq. 4"
+    d = self._near(unit_codes(z, self.dimension), 'joint', Source(rng, simulate)); return d['z'].reshape(np.shape(z)), d['alpha'].reshape(*np.shape(z)[:-1], -1)
