@@ -50,9 +50,9 @@ class M3D(nn.Module):
         return split(self.raw(x).float()*self.std + self.mean)
 
 def split(y)->dict: # (B, 1747)
-    "The heads of a row of numbers"
-    d = dict(zip(HEADS, y.split(list(HEADS.values()), -1)))
-    return d | dict(points=d['points'].unflatten(-1, (478, 3)), blendshapes=d['blendshapes'].clamp(0, 1))
+    "The heads of a row of numbers; blendshapes are kept in [0, 1], but their gradient passes where that stops them"
+    d = dict(zip(HEADS, y.split(list(HEADS.values()), -1))); b = d['blendshapes']
+    return d | dict(points=d['points'].unflatten(-1, (478, 3)), blendshapes=b + (b.clamp(0, 1) - b).detach())
 
 def coefficients(d)->Coefficients: # what a call of M3D gives
     "Its blocks as a typed value, on the same device, with gradients"
