@@ -100,13 +100,13 @@ def invented(rng):
     return observe
 
 def test_recipe_resumes_and_repeats(tmp_path, monkeypatch):
-    from deidnb.generate import nobody as nb
-    monkeypatch.setattr(nb, 'sample_styles', lambda n, rng, *a: rng.normal(size=(n, 512)).astype(np.float32)); plain = build.stored; work = invented(0); seen = []
+    from deidnb.generate import nobody as nb; from deidnb.train import donors
+    monkeypatch.setattr(nb, 'sample_styles', lambda n, rng, *a: rng.normal(size=(n, 512)).astype(np.float32)); plain = donors.measure; work = invented(0); seen = []
     def fails(w):
         seen.append(1)
         if len(seen) > 40: raise KeyboardInterrupt
         return work(w)
-    kw = dict(faces=12, pairs=8, albedo_faces=4, dark=0); monkeypatch.setattr(build, 'stored', lambda W, f, n, progress=True: plain(W, f, n, fails, 4, False))
+    kw = dict(faces=12, pairs=8, albedo_faces=4, dark=0); monkeypatch.setattr(donors, 'measure', lambda W, f, n, work, progress, shapes: plain(W, f, n, fails, 4, False, shapes))
     monkeypatch.setattr(build, 'moves', lambda W, *a: np.repeat(W, 2, 0) + .01*np.arange(2*len(W))[:, None].astype(np.float32))
     build.make_model(tmp_path/'a.safetensors', seed=1, work=tmp_path/'w', progress=False, **kw); n = len(seen); assert n == 12 + 16
     build.make_model(tmp_path/'b.safetensors', seed=1, work=tmp_path/'w', progress=False, **kw); assert len(seen) == n and sha256(tmp_path/'a.safetensors') == sha256(tmp_path/'b.safetensors')
