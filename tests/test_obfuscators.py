@@ -205,3 +205,9 @@ def test_document_values():
 def test_real_people():
     p = T.lfw_people(names=('sface',)); assert len(p) > 1000 and T.accepted(p.codes['sface'], p.other['sface'], p.who).mean() > .97
     psi = O.obfuscator('ved', alpha=3.); y = psi(p.codes['sface'], rng=0, simulate=True); assert T.accepted(-y, p.other['sface'], p.who).mean() < .05 and (cosine(y, p.other['sface']) > .36).mean() < .01
+
+def test_the_audit_tells_the_repaired_from_the_printed():
+    "At a claim of 4 (one-sided 95 %, fixed seeds): the clipped one keeps it, the printed one does not"
+    from deidnb.identity.audit import audit
+    kept, printed = audit(obfuscator('clipped', 'arc', epsilon=4.), n=8000), audit(obfuscator('ved', 'arc'), n=8000, claim=4.)
+    assert kept.bound <= 4 < printed.bound
