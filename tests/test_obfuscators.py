@@ -209,5 +209,5 @@ def test_real_people():
 def test_the_audit_tells_the_repaired_from_the_printed():
     "At a claim of 4 (one-sided 95 %, fixed seeds): the clipped one keeps it, the printed one does not"
     from deidnb.identity.audit import audit
-    kept, printed = audit(obfuscator('clipped', 'arc', epsilon=4.), n=8000), audit(obfuscator('ved', 'arc'), n=8000, claim=4.)
+    kept, printed = audit(O.obfuscator('clipped', 'arc', epsilon=4.), n=8000), audit(O.obfuscator('ved', 'arc'), n=8000, claim=4.)
     assert kept.bound <= 4 < printed.bound
