@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from functools import lru_cache
 from torch import nn
-from ..core import ConfigError, Face, InputError, atomic_path, did_you_mean, package_dir, transform_points
+from ..core import Face, InputError, atomic_path, package_dir, transform_points
 from .model import Coefficients, SIZES
 
 # %% ../../nbs/morphable/05_regress.ipynb #a58eb737

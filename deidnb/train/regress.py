@@ -138,7 +138,6 @@ def evaluate(net, windows, rows, device='cpu', batch=64)->dict: # samples -> nam
     "Errors of every head: points in % of the outer eye distance, angles in degrees, coefficients relative to the label's length"
     import torch
     from deidnb.morphable.fit import gaze_degrees, rotation_matrix
-    from deidnb.morphable.model import linear_light
     from deidnb.morphable.regress import to_tensor
     place, got, at = placer(_model(), device), [], []
     with torch.inference_mode():
@@ -157,7 +156,7 @@ def _model():
 RUNS = dict(quick=dict(people=12, renders=12, steps=6, batch=4, held=2, net=dict(width=8, features=16)), compact=dict(people=8000, renders=12000, steps=12000, batch=64, held=400, net=PRESETS['compact']),
             resnet50=dict(people=30000, renders=40000, steps=60000, batch=128, held=1000, net=PRESETS['resnet50']))
 
-def train(work, preset='compact', pictures=None, seed:int=20261121, device=None, workers=None, lr=1e-3, stop_after=None, progress=True, show=None, **kw)->tuple: # folder of the store -> network, log, errors on held-out people
+def train(work, preset='compact', pictures=None, seed:int=20261121, device=None, workers=None, lr=1e-3, stop_after=None, progress=True, show=None, **kw)->tuple: # folder of the store (None: in the cache, named after the settings) -> network, log, errors on held-out people
     "All stages"
     import torch
     from accelerate import Accelerator
@@ -197,7 +196,6 @@ def train(work, preset='compact', pictures=None, seed:int=20261121, device=None,
 def main(argv=None)->int:
     "python -m deidnb.train.regress"
     import argparse, platform
-    from deidnb.assets import cache_dir
     from deidnb.core import DeidnbError, manifest_dir
     from deidnb.morphable.regress import save_m3d
     from deidnb.train.donors import LICENCE
@@ -211,7 +209,7 @@ def main(argv=None)->int:
     a = p.parse_args(argv); kw = {k: getattr(a, k) for k in ('people', 'renders', 'steps', 'batch') if getattr(a, k) is not None}; c = RUNS[a.preset] | kw; out = Path(a.out)
     try:
         if out.suffix != '.safetensors' or out.exists() and not a.overwrite: raise ConfigError('must be a new .safetensors file', out, 'Choose another name or pass --overwrite.')
-        net, log, e = train(a.work or cache_dir()/'train'/f"regress-{a.preset}", a.preset, a.pictures, a.seed, a.device, stop_after=a.stop_after, progress=not a.quiet, **kw)
+        net, log, e = train(a.work, a.preset, a.pictures, a.seed, a.device, stop_after=a.stop_after, progress=not a.quiet, **kw)
         if e['steps'] < c['steps']: print(f"Stopped after {e['steps']} of {c['steps']} steps. The same command goes on from here.", file=sys.stderr); return 75
         save_m3d(net, out, a.overwrite, errors=e); write_log(out.with_suffix('.log.jsonl'), log)
         command = 'python -m deidnb.train.regress --preset ' + a.preset + ''.join(f' --{k} {v}' for k, v in kw.items()) + (f' --pictures {Path(a.pictures).name}' if a.pictures else '') + f' --seed {a.seed} -o {out.name}'
