@@ -3,7 +3,7 @@ import hashlib, warnings
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from deidnb.core import ConfigError, Guarantee, InputError, OutputError
+from deidnb.core import AssetError, ConfigError, Guarantee, InputError, OutputError
 from deidnb.identity import rotation as rot, sealed
 from deidnb.identity.rotation import (BookRotation, FaceIsometry, FaceShape, Key, KeyStream, KeyedIsometry, PlaneRotation, WeakPassword, complex_structure, hkdf, level_angle, library_id, orthogonal_part,
     password_space, random_reference, reference, reference_cosine, reference_library, rotate, rotate_back, stretch, unit_rows)
@@ -11,6 +11,7 @@ from deidnb.identity.rotation import (BookRotation, FaceIsometry, FaceShape, Key
 def people(n=64, d=128, seed=0): return unit_rows(np.random.default_rng(seed).normal(size=(n, d)))
 def cosines(a, b): return (np.asarray(a, float)*np.asarray(b, float)).sum(-1)
 K, W = Key.draw(1), Key.draw(2)
+LIB, USERS = reference_library()[1::3], reference_library()[::12][:500]
 seeds, angles = st.integers(0, 2**31), st.floats(1, 179).filter(lambda t: abs(t-90) > 1)
 
 # -- keys ---------------------------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def test_password_and_salt_and_version_all_matter():
 def test_bad_passwords(bad, say):
     with pytest.raises(ConfigError, match=say): Key(bad, bytes(16), 1)
 
-@pytest.mark.parametrize('version', [0, 3, '1', None, True])
+@pytest.mark.parametrize('version', [0, 4, '1', None, True])
 def test_unknown_key_version(version):
     with pytest.raises(ConfigError, match='key version'): Key('a password', bytes(16), version)
 
@@ -108,7 +109,7 @@ def test_printed_equations_invert_each_other(seed, theta, size):
     assert np.allclose(cosines(z, orthogonal_part(z, r)), 0, atol=1e-12*size) and np.allclose(cosines(z, x), np.cos(t))
 
 def test_printed_inverse_fails_on_unit_codes_and_variants_do_not():
-    z, lib = reference_library()[:200], reference_library()[500:]
+    z, lib = USERS[:200], LIB
     back = lambda p: cosines(z, p.recovered(unit_rows(p(z))))
     assert back(BookRotation(K, 80, library=lib, reversible=False)).min() < .5
     for p in (PlaneRotation(K, 80, library=lib), KeyedIsometry(K, 80)): assert back(p).min() > .999
@@ -150,7 +151,6 @@ def test_isometry_is_uniform():
     d, z = 8, np.eye(8)[0]; y = np.array([complex_structure(Key.draw(i).stream('isometry'), d) @ z for i in range(2000)])
     assert np.abs(y[:, 0]).max() < 1e-12 and stats.kstest((y[:, 3]+1)/2, stats.beta((d-2)/2, (d-2)/2).cdf).pvalue > 1e-4
 
-LIB, USERS = reference_library()[500:], reference_library()[:500]
 @pytest.mark.parametrize('theta', [30, 90, 120])
 @pytest.mark.parametrize('block', [2, 14, 126])
 def test_face_isometry_algebra(theta, block):
@@ -172,6 +172,26 @@ def test_face_isometry_keeps_the_shape_of_faces_and_uniform_does_not():
 def test_library_id_tells_libraries_apart():
     lib = reference_library(); assert library_id() == library_id(lib.astype(np.float32)) and len(library_id()) == 16
     other = lib.copy(); other[7] = other[8]; assert library_id(other) != library_id() != library_id(lib[:-1])
+
+def test_libraries_of_key_versions_are_fixed_for_ever():
+    "Other people in these files would make every protected code irrecoverable"
+    assert [library_id(reference_library(v)) for v in (1, 2, 3)] == ['025e6ccf32f5f7e9', '025e6ccf32f5f7e9', '2a867d7ab866fb4f'] and set(rot.LIBRARIES) == set(rot.KEY_VERSIONS) and rot.KEY_VERSION == max(rot.KEY_VERSIONS)
+    with pytest.raises(ConfigError, match='key version'): reference_library(17)
+    with pytest.raises(AssetError, match='come back'): rot._library('lds', 'people.seen_z', 'of somebody else')
+
+@pytest.mark.parametrize('version', [1, 2, 3])
+def test_a_key_brings_its_library(version, monkeypatch):
+    monkeypatch.setattr(rot, 'stretch', lambda password, salt, version: bytes(32)); key = Key('orbit velvet canyon thirteen', bytes(16), version); lib = reference_library(version); z = USERS[:20]
+    for a, b in ((PlaneRotation(key, 80), PlaneRotation(key, 80, library=lib)), (BookRotation(key, 80, reversible=False), BookRotation(key, 80, library=lib, reversible=False)), (FaceIsometry(key, 80), FaceIsometry(key, 80, shape=FaceShape(lib)))):
+        assert np.allclose(a(z), b(z), atol=1e-6) and a.keep()['library'] == b.keep()['library'] == library_id(lib) and a.keep()['key_version'] == version
+
+@pytest.mark.parametrize('psi', [BookRotation(K, 70, k=5), PlaneRotation(K, 80, orient='reference', centred=False, reversible=False), PlaneRotation(K, 80, toward='key'), KeyedIsometry(K, 75), FaceIsometry(K, 90, shape=FaceShape(LIB, 16))])
+def test_what_is_kept_brings_the_same_map_back(psi):
+    import json
+    k = json.loads(json.dumps(psi.keep())); assert K._secret.hex() not in str(k); lib = {None: None, library_id(): reference_library(), library_id(LIB): LIB}[k.pop('library')]
+    cls, theta = getattr(rot, k.pop('transform')), k.pop('theta'); assert bytes.fromhex(k.pop('salt')) == K.salt and k.pop('key_version') == K.version
+    more = dict(shape=FaceShape(lib, **k)) if cls is FaceIsometry else k | dict(library=lib) if 'toward' in k else k
+    again = cls(K, theta, **more, reversible=False); assert np.allclose(again(USERS[:9]), psi(USERS[:9]), atol=1e-6)
 
 def test_wrong_key_is_another_unit_identity():
     z = people(500)

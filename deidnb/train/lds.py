@@ -15,6 +15,7 @@ import numpy as np
 from ..core import ConfigError, InputError, package_dir
 from ..identity.lds import MODES, PARTS, Sampler, Whitening, ddim_scheduler, denoiser, level_edges, part_masks, save_sampler
 from ..identity.mechanism import Source
+from .donor_code import ridge
 from .donors import LICENCE, SIZE, draw_people
 from .loop import Ema, descend, run, write_log
 
@@ -50,12 +51,12 @@ SHARES = dict(joint=.35, z=.25, alpha=.1, alpha_of_z=.15, z_of_alpha=.15)   # of
 
 def noise_loss(net, x, eps, t, flags, # standardised people, their noise (n, 208), steps (n,), masks (n, 4)
                bar,                   # alpha-bar of the schedule
-               prediction='v_prediction'):
-    "Mean L1 error of the noise over the wanted parts"
+               prediction='v_prediction', power=1): # 1: L1 as printed; 2: squares
+    "Mean error of the noise over the wanted parts"
     wanted, given = part_masks(flags); a = bar[t][:, None]; c, s = a.sqrt(), (1-a).sqrt(); xt = c*x + s*eps
     out = net(xt*wanted + x*given, t, flags)
     guess = dict(epsilon=lambda: out, v_prediction=lambda: c*out + s*xt, sample=lambda: (xt - c*out)/s)[prediction]()
-    return ((guess - eps).abs()*wanted).sum()/wanted.sum()
+    return ((guess - eps).abs()**power*wanted).sum()/wanted.sum()
 
 def draw_batch(rng, n, batch=256, steps=1000)->tuple: # rows, steps, masks, noise
     "What a training step needs, from one generator"
@@ -64,7 +65,7 @@ def draw_batch(rng, n, batch=256, steps=1000)->tuple: # rows, steps, masks, nois
 
 # %% ../../nbs/train/03_lds.ipynb #6a44610e
 def train_network(x,         # (n, 208) standardised people
-                  folder, steps:int=8000, batch:int=256, rate=3e-3, decay=.1, prediction='v_prediction', schedule='squaredcos_cap_v2', seed:int=0,
+                  folder, steps:int=8000, batch:int=256, rate=3e-3, decay=.1, prediction='v_prediction', schedule='squaredcos_cap_v2', power:int=1, seed:int=0,
                   held=None, # (m, 208): their loss is logged
                   width=384, blocks=2, stop_after=None, progress=True)->tuple: # running mean of the network, log
     "Descend on eq. 2 and 3"
@@ -74,9 +75,9 @@ def train_network(x,         # (n, 208) standardised people
     ema = Ema(net); opt = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, betas=(.9, .99)); test = held is not None and [torch.as_tensor(v) for v in (held, *draw_batch(np.random.default_rng([seed, 2]), len(held), len(held)))]; last = {}
     def step(b, i):
         for g in opt.param_groups: g['lr'] = rate*min(1, (i+1)/200)*(.5 + .5*math.cos(math.pi*i/steps)) + 1e-6
-        rows, t, flags, eps = map(torch.as_tensor, b); loss = noise_loss(net, x[rows], eps, t, flags, bar, prediction); descend(opt, loss); ema.update(net)
+        rows, t, flags, eps = map(torch.as_tensor, b); loss = noise_loss(net, x[rows], eps, t, flags, bar, prediction, power); descend(opt, loss); ema.update(net)
         if test and (i % 100 == 99 or not last):
-            with torch.no_grad(): last['held'] = float(noise_loss(ema.net, test[0][test[1]], test[4], test[2], test[3], bar, prediction))
+            with torch.no_grad(): last['held'] = float(noise_loss(ema.net, test[0][test[1]], test[4], test[2], test[3], bar, prediction, power))
         return dict(loss=float(loss.detach())) | last
     log = run(step, lambda g: draw_batch(g, len(x), batch), steps, folder, dict(net=net, ema=ema, optimiser=opt), seed=seed, each=100, stop_after=stop_after, progress=progress)
     return ema.net, log
@@ -140,8 +141,7 @@ def closer_than_strangers(samples, strangers)->tuple: # numbers of `nearest_cosi
 
 # %% ../../nbs/train/03_lds.ipynb #f680df69
 def fit_ridge(x, y, strength=1.): # -> function
-    m, q = x.mean(0), y.mean(0); B = np.linalg.solve((x-m).T @ (x-m) + strength*np.eye(len(m)), (x-m).T @ (y-q))
-    return lambda v: (v-m) @ B + q
+    B, b = ridge(x, y, strength); return lambda v: v @ B + b
 
 def agreement(guess, alpha)->float:
     "Mean correlation over columns"
@@ -194,11 +194,12 @@ def main(argv=None):
     "Command line"
     import argparse
     p = argparse.ArgumentParser('python -m deidnb.train.lds', description=__doc__)
-    for k, v in dict(samples=4000, steered=4141, seed=20261121, held=1000, steps=8000, batch=256, width=384, blocks=2).items(): p.add_argument(f'--{k}', type=int, default=v)
+    for k, v in dict(samples=4000, steered=4141, seed=20261121, held=1000, steps=8000, batch=256, width=384, blocks=2, power=1).items(): p.add_argument(f'--{k}', type=int, default=v)
     p.add_argument('--rate', type=float, default=3e-3); p.add_argument('--decay', type=float, default=.1); p.add_argument('--prediction', default='v_prediction', choices=['epsilon', 'sample', 'v_prediction'])
     p.add_argument('--out', help='default: the file that ships'); p.add_argument('--table', help='.npz with the columns code (or sface) and alpha'); p.add_argument('--data', help='what the table is, for the row'); p.add_argument('--work', help='folder of the checkpoint'); p.add_argument('--stop-after', type=float, help='seconds; the same command goes on')
     o = vars(p.parse_args(argv)); data = o.pop('data'); path, numbers = train_lds(**o)
     command = 'python -m deidnb.train.lds ' + (f'--table {Path(o["table"]).name}' if o['table'] else f'--samples {o["samples"]} --steered {o["steered"]}') + f' --seed {o["seed"]} --steps {o["steps"]}'
+    command += ''.join(f' --{k} {o[k]}' for k in ('held', 'batch', 'width', 'blocks', 'power', 'rate', 'decay', 'prediction') if o[k] != p.get_default(k))
     if o['out'] is None: write_row(path, command, numbers, data or f'{o["samples"]} generated people as they come, {o["steered"]} steered', o['seed'], o['steps'])
     print(json.dumps(numbers))
 
