@@ -189,6 +189,16 @@ def test_save_and_load(tmp_path):
     psi = O.ClippedVed(epsilon=9., latent=8, hidden=32); path = O.save_obfuscators(tmp_path/'o.safetensors', {'arc.clipped': ('clipped', dict(dim=128, epsilon=9., latent=8, hidden=32), psi.net)})
     again = O.obfuscator('clipped', path=path); z = codes(5); assert again.epsilon == 9 and np.allclose(again(z, rng=0, simulate=True), psi(z, rng=0, simulate=True), atol=5e-2)
 
+def test_weights_of_another_kind_are_refused():
+    with pytest.raises(ConfigError, match="weights of 'mlp'"): O.obfuscator('ved', name='arc.mlp.5')
+    assert O.obfuscator('mlp', name='arc.mlp.5').beta == .5
+
+def test_a_third_recogniser_is_attacked_by_codes_alone(tmp_path):
+    "dlib: read if it is there, its own threshold (a distance) is not used for cosines"
+    z = faces(300); np.savez(tmp_path/'t.npz', sface=z, faceres=np.tile(z, (1, 8)), dlib=1.4*np.roll(z, 1, 1)); p = T.read_table(tmp_path/'t.npz'); assert np.allclose(p.codes['dlib'], np.roll(unit(z), 1, 1), atol=1e-5)
+    t = T.attack_rows(T.Table(), 'opp', O.Opposite(128), 'arc', p, p.take(slice(200)), steps=0, n_boot=20); assert t.get('opp', 'dlib: inverted, own picture').value > .95
+    assert not [m for m in t.measures if m.startswith('dlib') and 'fixed' in m] and [m for m in t.measures if m.startswith('faceres') and 'fixed' in m]
+
 @pytest.mark.parametrize('columns', [dict(sface=codes(3)), {}])
 def test_tables_are_checked(tmp_path, columns):
     np.savez(tmp_path/'t.npz', **columns)

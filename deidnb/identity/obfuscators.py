@@ -235,6 +235,7 @@ def obfuscator(kind,         # 'opp', 'mlp', 'ved' or 'clipped'
     if not path.is_file(): raise InputError('no such file', path, 'Train with python -m deidnb.train.obfuscators.')
     arrays, meta = _read(str(path), path.stat().st_mtime_ns); names = [n for n, m in meta.items() if isinstance(m, dict) and 'kind' in m]; name = given.pop('name', f'{experts}.{kind}')
     if name not in names: raise ConfigError(f'no weights for {name!r}', 'experts', did_you_mean(name, names))
+    if meta[name]['kind'] != kind: raise ConfigError(f'{name!r} holds weights of {meta[name]["kind"]!r}, not of {kind!r}', 'name', 'Leave name out.')
     config = meta[name]['config']
     if {'alpha', 'beta', 'epsilon'} & set(given): config = {k: v for k, v in config.items() if k not in ('alpha', 'beta', 'epsilon')}
     try: psi = KINDS[meta[name]['kind']](**config | given)
@@ -265,7 +266,6 @@ def fit_inverter(psi,         # the transform under attack
                  copies=4,    # queries for each person, if psi is random
                  hidden=256, steps=400, rate=1e-3, held=.1, seed=0)->Inverter: # steps=0: linear only
     "Train an inverter on what psi does to known people"
-    import torch
     n = len(codes); target = codes if target is None else np.asarray(target, np.float32); p = np.random.default_rng(seed).permutation(n); k = copies if getattr(psi, 'random', True) else 1; h = max(1, int(held*n))
     if n < 20 or len(target) != n: raise InputError(f'{n} codes and {len(target)} targets', 'codes', 'Pass at least 20 codes and as many targets.')
     codes, target = codes[p], target[p]; X = np.concatenate([psi(codes, rng=seed + 1 + i, simulate=True) for i in range(k)]).reshape(k, n, -1)

@@ -26,7 +26,7 @@ from .weights import weights_row
 @dataclass
 class People:
     "Codes of people, one line each"
-    codes: dict         # recogniser -> (n, d) unit
+    codes: dict         # recogniser -> (n, d) unit; dlib's are scaled, too
     who: np.ndarray     # (n,) names
     other: dict = None  # recogniser -> (n, d): another picture of each
     def __len__(self): return len(self.who)
@@ -40,7 +40,7 @@ class People:
 def read_table(path)->People:
     "The codes of a table"
     try:
-        with np.load(path) as f: t = {k: f[k].astype(np.float32) for k in f.files if k in ('sface', 'faceres')}
+        with np.load(path) as f: t = {k: f[k].astype(np.float32) for k in f.files if k in ('sface', 'faceres', 'dlib')}
     except (OSError, ValueError) as e: raise InputError(f'cannot be read ({e})', path, 'Give an .npz with the columns sface and faceres.') from None
     lacks = {'sface', 'faceres'} - set(t)
     if lacks: raise InputError(f"lacks {', '.join(sorted(lacks))}", path, 'Give an .npz with the columns sface and faceres.')
@@ -153,10 +153,11 @@ def attack_rows(table, subject, psi, experts, train, test, steps=400, fpr=1e-3, 
     table.add_mean(subject, 'linked', accepted(new, linked, test.who, fpr).astype(float), test.who, rate=True, n_boot=n_boot, better='down', note='another picture of each candidate through psi without noise')
     for n, found in sorted(back.items(), key=lambda kv: kv[0] not in own):
         add = lambda m, hits, **kw: table.add_mean(subject, f'{n}: {m}', np.asarray(hits, float), test.who, rate=True, n_boot=n_boot, better='down', **kw)
-        ref, tau = (test.other or test.codes)[n], load_expert(n).threshold(fpr); note = f'threshold passed by {fpr:g} of (recovered, stranger) pairs; resampled by person with the threshold held'
+        ref, expert = (test.other or test.codes)[n], load_expert(n); tau = expert.threshold(fpr) if expert.kind == 'cosine' else None; note = f'threshold passed by {fpr:g} of (recovered, stranger) pairs; resampled by person with the threshold held'
         if n in swapped: add('swapped', cosine(swapped[n], ref) >= tau, note=f'threshold {tau:g}')
         add('inverted', accepted(found, ref, test.who, fpr), note=note); add('inverted, own picture', accepted(found, test.codes[n], test.who, fpr), note=note)
         if n in swapped: add('flipped, own picture', accepted(-swapped[n], test.codes[n], test.who, fpr), note=note)
+        if tau is None: continue   # dlib's own threshold is a distance
         add('inverted, own picture, fixed threshold', cosine(found, test.codes[n]) >= tau, note=f'threshold {tau:g}')
         strangers = (found @ test.codes[n].T)[test.who[:, None] != test.who]; table.add(subject, f'{n}: strangers, fixed threshold', float((strangers >= tau).mean()), n=strangers.size, better='down')
     for m, v in zip(('swapped, FaceNet', 'swapped, SphereFace', 'inverted, FaceNet', 'inverted, SphereFace'), document or ()): table.add(subject, f'document: {m}', v/100, note='printed; pictures, other recognisers', better='down')
@@ -189,7 +190,7 @@ def attack_table(rows, train, test, title, path=None, steps=400, progress=False,
 # %% ../../nbs/train/04_obfuscators.ipynb #72fb5f6b
 def evaluate(table, out=None, root=None, steps=100, progress=True)->dict: # name -> Table
     "Attackers from the table, victims from LFW; Tables 4 and 5 and what remains at each epsilon"
-    train, test = read_table(table), lfw_people(root)
+    train = read_table(table); test = lfw_people(root, tuple(train.codes))
     small = lambda p: People({'sface': p.codes['sface']}, p.who, p.other and {'sface': p.other['sface']})
     t = dict(table4=attack_table(TABLE4, train, test, 'Disguise, Table 4, at the level of codes', steps=steps, progress=progress), table5=attack_table(TABLE5, train, test, 'Disguise, Table 5, at the level of codes', steps=steps, progress=progress),
              epsilon=attack_table(epsilon_rows(), small(train), small(test), 'What remains at each epsilon', steps=steps, progress=progress))
@@ -207,7 +208,7 @@ def main(argv=None):
     import argparse
     p = argparse.ArgumentParser('python -m deidnb.train.obfuscators', description=__doc__)
     for k, v in dict(samples=4000, steered=4141, steps=1500, seed=20261121, held=400).items(): p.add_argument(f'--{k}', type=int, default=v)
-    p.add_argument('--table', help='.npz with sface and faceres; default: people are drawn'); p.add_argument('--data', help='what the table is, for the row'); p.add_argument('--out'); p.add_argument('--work'); p.add_argument('--evaluate', action='store_true'); p.add_argument('--quiet', action='store_true')
+    p.add_argument('--table', help='.npz with sface and faceres, and dlib for one more recogniser that takes no part; default: people are drawn'); p.add_argument('--data', help='what the table is, for the row'); p.add_argument('--out'); p.add_argument('--work'); p.add_argument('--evaluate', action='store_true'); p.add_argument('--quiet', action='store_true')
     o = p.parse_args(argv)
     try:
         if o.evaluate:
