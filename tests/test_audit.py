@@ -141,6 +141,7 @@ HONEST = {f'{n} {e:g}': f(e) for e in (.5, 2., 5.) for n, f in {'laplace 2': lam
     'gaussian unit': lambda e: AnalyticGaussian(4, e, delta=1e-4), 'privunit': lambda e: PrivUnit(8, e), 'privunitg': lambda e: PrivUnitG(8, e), 'vmf': lambda e: VonMisesFisher(5, e), 'exponential': lambda e: Exponential(library(4), e)}.items()}
 def test_no_honest_mechanism_is_accused():
     found = A.audit_all(HONEST, alarm=FAMILY, n=10_000, pilot=500); assert not [a for a in found if a.caught]
+    with pytest.raises(ConfigError, match='alarm instead'): A.audit_all(HONEST, confidence=.9)
     assert all(a.confidence == 1-FAMILY/len(HONEST) for a in found)
 
 @pytest.mark.parametrize('name,psi', [('laplace', laplace(2, 2.)), ('privunit', PrivUnit(8, 2.)), ('privunitg', PrivUnitG(8, 2.)), ('vmf', VonMisesFisher(3, 2.)),

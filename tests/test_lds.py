@@ -71,6 +71,12 @@ def test_own_levels(level, held): # the tenths of each source: reached by everyb
     z = np.concatenate([held[0][:20], np.eye(128, dtype=np.float32)[:5]]); psi = LDS(level, own=True, steps=10); lo, hi = psi.shells(z); c = (z*psi(z, **sim())).sum(1)
     assert (c >= lo[:, 0]-1e-5).all() and (c <= hi[:, 0]+1e-5).all() and np.ptp(lo) + np.ptp(hi) > .01; seen = load_sampler().people('seen_z'); s = z @ seen.T; assert np.allclose(((s >= lo) & (s < hi)).mean(1), .1, atol=.005)
 
+@pytest.mark.parametrize('level', [0, 6, 9])
+def test_own_shells_of_many(level, held): # in parts of 500: the same as one by one, and of the right shape for nobody
+    z = np.concatenate([held[0], held[0]])[:1203]; psi = LDS(level, own=True); lo, hi = psi.shells(z); one = [psi.shells(z[i:i+1]) for i in (0, 499, 500, 1202)]
+    assert lo.shape == hi.shape == (1203, 1) and np.allclose([(float(a[0, 0]), float(b[0, 0])) for a, b in one], [(lo[i, 0], hi[i, 0]) for i in (0, 499, 500, 1202)], atol=1e-6) and psi.shells(z[:0])[0].shape == (0, 1)
+    c = z[:50] @ load_sampler().people('seen_z').T; assert np.allclose(hi[:50, 0] if level else 1., np.quantile(c, 1 - level/10, axis=1) if level else 1., atol=1e-6)
+
 def test_filter_is_not_idle(held): # without it most samples lie outside the shell: 40 of 40 inside has probability 1e-40
     z = held[0][:40]; lo, hi = LDS(9).interval; c = (z*LDS(None, steps=10)(z, **sim())).sum(1); assert ((c < lo) | (c > hi)).sum() > 20
 

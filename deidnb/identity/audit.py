@@ -235,6 +235,7 @@ def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments 
               alarm=.05,   # probability that any sound mechanism among them is called broken
               **kw)->Audits:
     "Audits of a family of mechanisms at a family-wise false-alarm rate"
+    if 'confidence' in kw: raise ConfigError('follows from alarm and the number of mechanisms', 'confidence', 'Pass alarm instead.')
     number('alarm', alarm, 1e-6, .99, 'audit_all'); kw['confidence'] = 1 - alarm/max(len(mechanisms), 1); out = Audits()
     for name, m in mechanisms.items():
         m, own = m if isinstance(m, tuple) else (m, {}); out.append(replace(audit(m, **kw | own), mechanism=name))

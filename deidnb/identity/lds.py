@@ -231,8 +231,9 @@ def sample_joint(self:LDS, n=None, rng=None, simulate=False, *, z=None, alpha=No
 def shells(self:LDS, z)->tuple: # unit codes (n, 128) -> lowest, highest cosine (n, 1) each
     "Where the new codes of these people may lie"
     if not self.own: return tuple(np.full((len(z), 1), v) for v in self.interval or (-2., 2.))
-    n = len(self.sampler.config['edges']) - 1; ref = self.sampler.people('seen_z'); c = np.sort(z @ ref.T, 1); at = lambda k: np.quantile(c, 1 - k/n, axis=1)[:, None]
-    return at(self.level + 1) if self.level < n-1 else np.full((len(z), 1), -1.), at(self.level) if self.level else np.ones((len(z), 1))
+    n, k = len(self.sampler.config['edges']) - 1, self.level; ref = self.sampler.people('seen_z'); share = [1 - (k+1)/n, 1 - k/n]
+    c = np.concatenate([np.zeros((2, 0)), *(np.quantile(z[i:i+500] @ ref.T, share, axis=1) for i in range(0, len(z), 500))], 1)[..., None] # 500 at a time: memory
+    return c[0] if k < n-1 else np.full((len(z), 1), -1.), c[1] if k else np.ones((len(z), 1))
 
 @patch
 def _near(self:LDS, z, mode, source): # rejection: the first sample of each row that lies in the shell
