@@ -14,7 +14,7 @@ from ..core import ConfigError, InputError, atomic_path, data_dir, package_dir
 from ..faces.find import BLENDSHAPES, find_faces
 from ..generate.donor_bank import MATCHED
 from ..identity.experts import cosine, load_expert, unit
-from .donors import LICENCE, draw_people
+from .donors import draw_people, licence_of
 
 # %% ../../nbs/train/01_donor_code.ipynb #ce79f083
 GROUPS = dict(pose=2, expression=len(MATCHED), tone=3, age=1, male=1) # conditions and how many numbers each has
@@ -145,8 +145,7 @@ def write_row(path, command, numbers, data, seed, steps=None):
     "The row in the manifest of weights"
     import platform
     from deidnb.train.weights import weights_row
-    lic = {**LICENCE, 'licence_weights': 'fitted to styles and SFace codes of pictures of face_generator, which is distilled from StyleGAN2-FFHQ, whose terms are non-commercial (Nvidia Source Code License-NC; FFHQ images CC BY-NC-SA 4.0)'}
-    return weights_row('donor_code', path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **lic, ships=True)
+    return weights_row('donor_code', path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **licence_of('fitted to styles and SFace codes'), ships=True)
 
 def main(argv=None):
     "Command line"

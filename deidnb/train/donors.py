@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIZE', 'SHAPES', 'STEER', 'RULES', 'EDGES', 'LICENCE', 'forehead_tone', 'inner_code', 'describe', 'describe_style',
            'table', 'half', 'measure', 'attributes', 'steer', 'clean', 'style_scores', 'fit_glasses', 'fit_young',
-           'balance', 'pack', 'pick', 'write_row', 'metrics_of', 'once', 'open_store', 'draw_people', 'make_bank',
-           'main']
+           'balance', 'pack', 'pick', 'licence_of', 'write_row', 'metrics_of', 'once', 'open_store', 'draw_people',
+           'make_bank', 'main']
 
 # %% ../../nbs/train/00_donors.ipynb #e3fb01dd
 import json, os, sys
@@ -185,6 +185,10 @@ def pick(t, which)->dict:
 LICENCE = dict(licence='research and other non-commercial use, after the weights of face_generator',
     licence_weights='styles, meshes and codes of pictures of face_generator, which is distilled from StyleGAN2-FFHQ, whose terms are non-commercial (Nvidia Source Code License-NC; FFHQ images CC BY-NC-SA 4.0)',
     origin='made here from face_generator (MobileStyleGAN); nobody in it exists', terms='research and other non-commercial use')
+
+def licence_of(made)->dict: # what the weights are, or were fitted to
+    "The same terms for weights of another kind that were made from pictures of the generator"
+    return LICENCE | dict(licence_weights=LICENCE['licence_weights'].replace('styles, meshes and codes', made))
 
 def write_row(path, command, data, seed, metrics, hardware=None, note=None, manifest=None)->Path:
     "The bank's row in its manifest"

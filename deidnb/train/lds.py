@@ -16,7 +16,7 @@ from ..core import ConfigError, InputError, package_dir
 from ..identity.lds import MODES, PARTS, Sampler, Whitening, ddim_scheduler, denoiser, level_edges, part_masks, save_sampler
 from ..identity.mechanism import Source
 from .donor_code import ridge
-from .donors import LICENCE, SIZE, draw_people
+from .donors import SIZE, draw_people, licence_of
 from .loop import Ema, descend, run, write_log
 
 # %% ../../nbs/train/03_lds.ipynb #d68a3493
@@ -187,8 +187,7 @@ def write_row(path, command, numbers, data, seed, steps):
     "The row in the manifest of weights"
     import platform
     from deidnb.train.weights import weights_row
-    lic = {**LICENCE, 'licence_weights': 'fitted to SFace codes and landmarks of pictures of face_generator, which is distilled from StyleGAN2-FFHQ, whose terms are non-commercial (Nvidia Source Code License-NC; FFHQ images CC BY-NC-SA 4.0)'}
-    return weights_row(Path(path).stem, path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **lic, ships=True)
+    return weights_row(Path(path).stem, path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **licence_of('fitted to SFace codes and landmarks'), ships=True)
 
 def main(argv=None):
     "Command line"

@@ -18,7 +18,7 @@ from ..identity.experts import cosine, load_expert, unit
 from ..identity.obfuscators import ENSEMBLES, KINDS, Ensemble, Opposite, fit_inverter, loss_deid, loss_kld, obfuscator, save_obfuscators, spread_of
 from ..measure.tables import Table, save_tables
 from ..measure.verification import threshold_at_fpr
-from .donors import LICENCE, SIZE, draw_people, once, open_store
+from .donors import SIZE, draw_people, licence_of, once, open_store
 from .loop import Ema, descend, plot_log, run
 from .weights import weights_row
 
@@ -200,8 +200,7 @@ def evaluate(table, out=None, root=None, steps=100, progress=True)->dict: # name
 def write_row(path, command, numbers, data, seed, steps):
     "The row in the manifest of weights"
     import platform
-    lic = {**LICENCE, 'licence_weights': 'fitted to SFace and FaceRes codes of pictures of face_generator, which is distilled from StyleGAN2-FFHQ, whose terms are non-commercial (Nvidia Source Code License-NC; FFHQ images CC BY-NC-SA 4.0)'}
-    return weights_row('obfuscators', path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **lic, ships=True)
+    return weights_row('obfuscators', path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **licence_of('fitted to SFace and FaceRes codes'), ships=True)
 
 def main(argv=None):
     "Command line"
