@@ -21,6 +21,7 @@ class Method:
     defaults: dict = field(default_factory=dict)  # constructor arguments
     presets: dict = field(default_factory=dict)   # name -> arguments, beside those of the class
     strength: dict = field(default_factory=dict)  # 'light', 'medium', 'strong' -> arguments, beside those of the class
+    needs: tuple = ()            # parameters that the user has to give
     gate: bool = False           # verify against recognisers and escalate, by default
     needs_set: bool = False      # works on a set of faces, not on a single photo
     mesh: bool = True            # needs the 478-point mesh, not only box and five points
@@ -31,6 +32,10 @@ _px = 'deidnb.generate.pixels:'
 _plain = dict(mesh=False, min_score=.3)
 _rows = [
     Method('donor_swap', 'a person who does not exist, warped onto the face', 'deidnb.generate.donor:DonorSwap', 'this project', gate=True),
+    Method('sampled', 'a sampled stranger at a chosen distance, drawn by a network', 'deidnb.generate.sampled:SampledSwap', 'DiffDeID 3.2, drawn by the network of book ch. 5', gate=True),
+    Method('identity_dp', 'the identity code with differential privacy, drawn by a network', 'deidnb.generate.identity_dp:IdentityDP', 'book ch. 5'),
+    Method('keyed', 'another identity from a password, which also turns it back', 'deidnb.generate.keyed:Keyed', 'book ch. 6', needs=('password',)),
+    Method('disguise', 'the most unlike identity, from a transformation that cannot be inverted', 'deidnb.generate.disguise:Disguise', 'Disguise', gate=True),
     Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1', **_plain),
     Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1', **_plain),
     Method('pixelate', 'mosaic of squares', _px+'Pixelate', 'book 3.1.1, Table 4.1', **_plain),

@@ -92,7 +92,7 @@ class ProtectWidget:
         full, short = W.Layout(width='98%'), dict(description_width='70px')
         self.photo = W.Dropdown(options=names + ([] if str(photo) in names else [str(photo)]), value=str(photo), description='Photo', style=short, layout=full)
         self.upload = W.FileUpload(accept='image/*', description='Your own ...', layout=full)
-        self.method = W.Dropdown(options=[(f'{n}: {m.title}', n) for n,m in METHODS.items() if not m.needs_set], value=method, description='Method', style=short, layout=full)
+        self.method = W.Dropdown(options=[(f'{n}: {m.title}', n) for n,m in METHODS.items() if not m.needs_set and not m.needs], value=method, description='Method', style=short, layout=full)
         self.strength = W.ToggleButtons(options=['light','medium','strong'], value=strength, style=dict(button_width='32%'), layout=full)
         self.go = W.Button(description='Protect', button_style='primary', icon='user-secret', layout=full)
         self.name = W.Text(description='Save as', style=short, layout=full)

@@ -22,8 +22,8 @@ def main(argv=None):
     cv2.setNumThreads(a.threads)
     from deidnb import Deidentifier
     from deidnb.methods import METHODS
-    photos, kinds = list(scenes()), dict(donor_swap=Deidentifier('donor_swap'), donor_swap_without_gate=Deidentifier('donor_swap', gate=False))
-    kinds |= {m: Deidentifier(m) for m, row in METHODS.items() if m not in kinds and not row.needs_set}
+    photos, kinds = list(scenes()), dict(donor_swap=Deidentifier('donor_swap'), donor_swap_without_gate=Deidentifier('donor_swap', gate=False), sampled_without_gate=Deidentifier('sampled', gate=False))
+    kinds |= {m: Deidentifier(m, **{k: 'four random words here' for k in row.needs}) for m, row in METHODS.items() if m not in kinds and not row.needs_set}
     finder, ms, attempts = kinds['donor_swap'].finder, {}, []
     def rounds(f): # what f gives for every photo, the first round left out
         return [f(p) for _ in range(a.rounds+1) for p in photos][len(photos):]
