@@ -108,11 +108,12 @@ def calm(y, Q, sigma=2.2)->np.ndarray: # the network's face (128, 128, 3), the n
     return y + zone*(cv2.GaussianBlur(y, (0, 0), sigma) - y)
 
 # %% ../../nbs/generate/21_fusion.ipynb #fb49876b
-def unit_code(z)->np.ndarray: # (128,) float32
-    "A checked code of length 1"
-    x = np.asarray(z, np.float32).reshape(-1); n = np.linalg.norm(x)
-    if x.size != 128 or not np.isfinite(x).all() or n < 1e-6: raise InputError(f'must be a finite SFace code of 128 numbers that are not all zero, got shape {np.shape(z)}', 'z')
-    return x/n
+def unit_code(z)->np.ndarray: # (128,) of any length but 0 -> (128,) float32 unit
+    "One checked code"
+    from deidnb.identity.mechanism import unit_codes
+    x = unit_codes(z, 128, unit=False)
+    if len(x) != 1: raise InputError(f'must be one code, got {len(x)}', 'z')
+    return (x[0]/np.linalg.norm(x)).astype(np.float32)
 
 def corrected(ask, z, result, points5, by=.7)->np.ndarray: # what was asked for, what is wanted (128,), what came (128, 128, 3) in [0, 1], its five points
     "Ask for more of what is missing"
