@@ -260,34 +260,14 @@ def evaluate(net, d, held, A)->dict:
         out[name] = dict(own=r(e.score(q, s)), to_donor=r(e.score(n, donor)), to_source=r(e.score(n, s)), strangers=r(e.score(s, donor)), accepted_own=r(e.score(q, s) >= t), accepted_donor=r(e.score(n, donor) >= t), accepted_source=r(e.score(n, s) >= t))
     return out
 
-# %% ../../nbs/train/05_fusion.ipynb #2d307242
-def sheet(net, d, held, A, n=12)->np.ndarray: # uint8
-    "Rows: as they are; with their own code; with that of the next person; with a random direction"
-    rows = held[:n]; own = [dict(code=d['code'][i], alpha=None) for i in rows]; codes = np.roll(d['code'][rows], -1, 0); u = np.random.default_rng(0).standard_normal(codes.shape); u /= np.linalg.norm(u, axis=1, keepdims=True)
-    ask = lambda c: [dict(code=np.float32(z), alpha=np.r_[1, z] @ A) for z in c]
-    return np.vstack([np.hstack(list(v)) for v in (d['crop'][rows], pictures_of(net, d, rows, own, 0)[0], pictures_of(net, d, rows, ask(codes), .8)[0], pictures_of(net, d, rows, ask(u), .8)[0])])
-
-def live_view(i, log, net, d, held, A):
-    "For notebooks, `train(..., show=live_view)`: curves and a contact sheet, drawn anew at every checkpoint"
-    import copy
-    import matplotlib.pyplot as plt
-    from IPython.display import clear_output
-    from deidnb.train.loop import plot_log
-    clear_output(wait=True); fig, ax = plt.subplots(1, 3, figsize=(11, 2.3), width_ratios=(1, 1, 2.2))
-    plot_log(log, ['cosine', 'to_source'], ax[0]); plot_log(log, ['rec', 'perceptual', 'mix'], ax[1]); ax[2].imshow(sheet(copy.deepcopy(net).cpu(), d, held, A, 6)); ax[2].axis('off'); plt.show()
-
-# %% ../../nbs/train/05_fusion.ipynb #c8c2c5b2
+# %% ../../nbs/train/05_fusion.ipynb #175a8308
 def contact_sheet(work):
     "A function for `run` that writes what the network draws at every checkpoint"
-    def show(i, log, net, d, held, A):
-        x = sheet(net.cpu() if next(net.parameters()).is_cpu else _copy(net), d, held, A); cv2.imwrite(str(Path(work)/f'sheet_{i:06d}.jpg'), x[..., ::-1])
+    import copy
+    def show(i, log, net, d, held, A): cv2.imwrite(str(Path(work)/f'sheet_{i:06d}.jpg'), sheet(copy.deepcopy(net).cpu(), d, held, A)[..., ::-1])
     return show
 
-def _copy(net):
-    import copy
-    return copy.deepcopy(net).cpu()
-
-# %% ../../nbs/train/05_fusion.ipynb #f383e827
+# %% ../../nbs/train/05_fusion.ipynb #c8c2c5b2
 def main(argv=None)->int:
     "python -m deidnb.train.fusion"
     import argparse, json, platform
@@ -311,5 +291,5 @@ def main(argv=None)->int:
     except DeidnbError as e: print(f'fusion: {e}', file=sys.stderr); return e.exit_code
     return 0
 
-# %% ../../nbs/train/05_fusion.ipynb #3b0e732f
+# %% ../../nbs/train/05_fusion.ipynb #f383e827
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
