@@ -27,7 +27,7 @@ class AdaIN(nn.Module):
         super().__init__(); self.linear = nn.Linear(d, 2*c) if d else None
         if d: nn.init.normal_(self.linear.weight, 0, .02); nn.init.zeros_(self.linear.bias)
     def forward(self, h, C=None):
-        h = F.instance_norm(h)
+        v, m = torch.var_mean(h.float(), (2, 3), keepdim=True, correction=0); h = (h-m)*torch.rsqrt(v + 1e-5)     # on CPUs F.instance_norm copies into another memory format
         if self.linear is None: return h
         s, m = self.linear(C)[:, :, None, None].chunk(2, 1); return h*(1+s) + m
 
@@ -49,7 +49,7 @@ class TextureAttention(nn.Module):
         return self.tau*F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b.shape) + b
 
 # %% ../../nbs/generate/30_denoiser.ipynb #1ad85f11
-DENOISERS = dict(compact=dict(size=128, fold=2, widths=(48, 96, 192, 256), attend=(16, 8)), paper=dict(size=256, fold=1, widths=(64, 128, 256, 384, 512), attend=(32, 16)))
+DENOISERS = dict(compact=dict(size=128, fold=2, widths=(32, 96, 160, 192), attend=(16, 8)), paper=dict(size=256, fold=1, widths=(64, 128, 256, 384, 512), attend=(32, 16)))
 
 def sinusoid(t, d=128): # (B,) steps -> (B, d)
     f = torch.exp(torch.arange(d//2, device=t.device)*(-math.log(1e4)/(d//2)))*t.float()[:, None]; return torch.cat([f.sin(), f.cos()], 1)
@@ -57,7 +57,7 @@ def sinusoid(t, d=128): # (B,) steps -> (B, d)
 class Denoiser(ModelMixin, ConfigMixin):
     "Noisy face, step, masked picture, rendering, coefficients, code -> prediction, all (B, 3, S, S) in [-1, 1]"
     @register_to_config
-    def __init__(self, size:int=128, fold:int=2, widths:tuple=(48, 96, 192, 256), attend:tuple=(16, 8), code:int=128, rho:int=261, render:bool=True, attention:bool=True, identity:bool=True):
+    def __init__(self, size:int=128, fold:int=2, widths:tuple=(32, 96, 160, 192), attend:tuple=(16, 8), code:int=128, rho:int=261, render:bool=True, attention:bool=True, identity:bool=True):
         super().__init__(); w, d = list(widths), code; first = 3*fold**2; sizes = [size//fold//2**i for i in range(len(w))]
         self.coefficients, self.time = nn.Linear(rho, d), nn.Sequential(nn.Linear(128, d), nn.SiLU(), nn.Linear(d, d))
         self.enter, self.enter_texture = nn.Conv2d(first*(2 if render else 1), w[0], 3, 1, 1), nn.Conv2d(first, w[0], 3, 1, 1); pairs = list(zip([w[0], *w[:-1]], w))
@@ -90,10 +90,14 @@ class DiffDeIDPipeline(DiffusionPipeline):
     "Masked picture, rendering, coefficients, code -> face"
     def __init__(self, denoiser, scheduler): super().__init__(); self.register_modules(denoiser=denoiser, scheduler=scheduler)
     @torch.no_grad()
-    def __call__(self, masked, rendered, rho, z, num_inference_steps=20, generator=None, eta=0., callback_on_step_end=None): # (B, 3, S, S) in [-1, 1], (B, 261), (B, 128) -> (B, 3, S, S) in [-1, 1]
+    def __call__(self, masked, rendered, rho, z, # (B, 3, S, S) in [-1, 1], (B, 261), (B, 128)
+                 hard=None, known=None, # (B, 1, S, S) 1 where the face is drawn; (B, 3, S, S) in [-1, 1] around it; None: everywhere
+                 num_inference_steps=20, generator=None, eta=0., callback_on_step_end=None): # -> (B, 3, S, S) in [-1, 1]
+        "All steps of the scheduler"
         d, s = self.denoiser, self.scheduler; s.set_timesteps(num_inference_steps, device=masked.device); B = d.background(masked)
         x = torch.randn(masked.shape, generator=generator, device=masked.device, dtype=masked.dtype)*s.init_noise_sigma; more = dict(eta=eta, generator=generator) if isinstance(s, DDIMScheduler) else {}
+        around = lambda x: x if hard is None else hard*x + (1-hard)*known
         for i, t in enumerate(self.progress_bar(s.timesteps)):
-            x = s.step(d(s.scale_model_input(x, t), t[None], masked, rendered, rho, z, B), t, x, **more).prev_sample
+            x = s.step(d(around(s.scale_model_input(x, t)), t[None], masked, rendered, rho, z, B), t, x, **more).prev_sample
             if callback_on_step_end is not None: x = callback_on_step_end(self, i, t, dict(latents=x)).get('latents', x)
-        return x.clamp(-1, 1)
+        return around(x).clamp(-1, 1)

@@ -23,14 +23,14 @@ class Keyed(FusionSwap):
         salt:str='',           # 32 hex digits from a receipt; '': drawn anew
         version:int=0,         # of the key, from a receipt; 0: the newest
         back:bool=False,       # turn back what was turned
-        weight:float=.8, detail:float=.35, limit:float=.3, cell:int=16, refine:int=1, weights:str='', # see `FusionSwap`
+        **drawing, # see `FusionSwap`
     ):
         from deidnb.identity import rotation as R
         if not password: raise ConfigError('a password is needed', 'password', "Pass password='four random words at least', or let `deidnb` ask for it with --password.")
         if rotation not in ROTATIONS: raise ConfigError(f'there is no rotation {rotation!r}', 'rotation', did_you_mean(rotation, ROTATIONS))
         try: raw = bytes.fromhex(salt) if salt else secrets.token_bytes(R.SALT_BYTES)
         except ValueError: raise ConfigError(f'must be {2*R.SALT_BYTES} hex digits, got {salt!r}', 'salt', 'Copy it from the receipt of the protected photo.') from None
-        super().__init__(weight, detail, limit, cell, refine, weights); self.key, self.level, self.rotation, self.back = R.Key(password, raw, version or R.KEY_VERSION, warn=not back), level, rotation, back
+        super().__init__(**drawing); self.key, self.level, self.rotation, self.back = R.Key(password, raw, version or R.KEY_VERSION, warn=not back), level, rotation, back
         self.transform = dict(faces=R.FaceIsometry, isometry=R.KeyedIsometry, plane=R.PlaneRotation, book=R.BookRotation)[rotation](self.key, level=level, reversible=rotation in ('faces', 'isometry')); self.drawn = dict(salt=raw.hex())
     @property
     def guarantee(self): return self.transform.guarantee

@@ -15,15 +15,15 @@ class SampledSwap(FusionSwap):
     def __init__(self,
         level:int=6,            # 0 (nearest) to 9 (farthest): deciles of the distance of samples to this face
         simulate:bool=False,    # reproducible noise: experiments only
-        weight:float=.8, detail:float=.35, limit:float=.3, cell:int=16, refine:int=1, weights:str='', # see `FusionSwap`
+        **drawing, # see `FusionSwap`
     ):
         from deidnb.identity.lds import LDS
-        super().__init__(weight, detail, limit, cell, refine, weights); self.lds, self.simulate = LDS(level, own=True), simulate; self.args = dict(simulate=simulate, cell=cell, refine=refine, weights=weights, detail=detail, limit=limit)
+        super().__init__(**drawing); self.lds, self.simulate = LDS(level, own=True), simulate
     @property
     def guarantee(self): return self.lds.guarantee
     def escalate(self, level:int):
         "For the gate: farther away, more of the shape; None when there is nothing stronger"
-        return None if level > 5 else SampledSwap(min(9, self.lds.level + level), weight=min(3., self.config['weight'] + .15*level), **self.args)
+        return None if level > 5 else type(self)(min(9, self.lds.level + level), self.simulate, **self.config | dict(weight=min(3., self.config['weight'] + .15*level)))
     def new_code(self, z, crop, rng):
         new, alpha = self.lds.person(z[None], rng=seed_of(rng, self.simulate), simulate=self.simulate)
         return new[0], alpha[0], dict(level=self.lds.level)

@@ -1,0 +1,137 @@
+"DiffDeID: network, pipeline, what it is shown, the method and its recipe."
+import cv2, numpy as np, pytest
+from deidnb.assets import example_faces
+from deidnb.core import ConfigError, InputError
+from deidnb.faces.align import crop_native
+from deidnb.faces.find import find_faces
+
+torch = pytest.importorskip('torch')
+from deidnb.generate import denoiser as N, diffdeid as G
+from deidnb.generate.fusion import SIDE, crop_matrix, move_mesh, warp
+from deidnb.morphable.model import Coefficients
+from deidnb.train import diffusion as T
+PHOTOS = example_faces(3); TINY = dict(size=128, fold=2, widths=(8, 16, 16, 16), attend=(8,))
+rng = lambda k=0: np.random.default_rng(k)
+def unit(n=1, k=0): z = rng(k).standard_normal((n, 128)); return (z/np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+
+@pytest.fixture(scope='module')
+def faces(): return [find_faces(x, max_faces=1)[0] for x in PHOTOS]
+@pytest.fixture(scope='module')
+def people(faces): # crop, mesh, blendshapes
+    Ms = [crop_matrix(f.points5, f.landmarks) for f in faces]; return [(warp(x, M, (SIDE, SIDE)), move_mesh(M, f.landmarks), f.blendshapes) for x, f, M in zip(PHOTOS, faces, Ms)]
+@pytest.fixture(scope='module')
+def file(tmp_path_factory): # an untrained network
+    torch.manual_seed(0); net = N.Denoiser(**TINY); p = tmp_path_factory.mktemp('w')/'x.safetensors'
+    with torch.no_grad(): [q.add_(.02*torch.randn_like(q)) for q in net.parameters()]
+    arrays = dict(guess_u=np.zeros((129, 4), np.float16), guess_v=np.zeros((4, 27648), np.float16), guess_mean=np.zeros(128, np.float32), alpha=.1*rng().standard_normal((129, 80)).astype(np.float16), delta=np.zeros((129, 80), np.float16))
+    G.save_diffdeid(net, p, arrays, schedule=T.SCHEDULE); return str(p)
+
+# --- network and pipeline
+@pytest.mark.parametrize('off', ['render', 'attention', 'identity'])
+def test_ablations_have_gradients_everywhere(off):
+    net = N.Denoiser(**TINY, **{off: False})
+    with torch.no_grad(): [q.add_(.02*torch.randn_like(q)) for q in net.parameters()]
+    x = lambda: torch.randn(2, 3, 128, 128); net(x(), torch.tensor([3, 700]), x(), x(), torch.randn(2, 261), torch.from_numpy(unit(2))).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+def test_paper_preset_samples_down_by_16():
+    p = N.DENOISERS['paper']; assert p['size'] == 256 and 2**(len(p['widths'])-1)*p['fold'] == 16
+
+@pytest.mark.parametrize('shape', [(1, 3, 64, 64), (1, 1, 128, 128)])
+def test_wrong_sizes(shape):
+    with pytest.raises(InputError): N.Denoiser(**TINY)(torch.zeros(shape), torch.tensor([1]), torch.zeros(shape), torch.zeros(shape), torch.zeros(1, 261), torch.zeros(1, 128))
+
+@pytest.mark.parametrize('name', ['DDIMScheduler', 'DDPMScheduler', 'DPMSolverMultistepScheduler'])
+def test_schedulers_of_diffusers(name):
+    import diffusers
+    kw = {k: v for k, v in T.SCHEDULE.items() if k not in ('clip_sample', 'rescale_betas_zero_snr')}; s = getattr(diffusers, name)(**kw)
+    pipe = N.DiffDeIDPipeline(N.Denoiser(size=32, fold=2, widths=(8, 16), attend=(8,)), s); pipe.set_progress_bar_config(disable=True); x, seen = torch.rand(1, 3, 32, 32), []
+    y = pipe(x, x, torch.zeros(1, 261), torch.from_numpy(unit()), num_inference_steps=4, generator=torch.Generator().manual_seed(0), callback_on_step_end=lambda p, i, t, kw: (seen.append(int(t)), kw)[1])
+    assert y.shape == x.shape and torch.isfinite(y).all() and len(seen) == 4 and seen == sorted(seen, reverse=True)
+
+def test_only_the_face_is_drawn_and_the_rest_is_seen():
+    net = N.Denoiser(**TINY); seen = []; net.register_forward_pre_hook(lambda m, a: seen.append(a[0])); pipe = N.DiffDeIDPipeline(net, N.DDIMScheduler(**T.SCHEDULE)); pipe.set_progress_bar_config(disable=True)
+    x, h = torch.rand(1, 3, 128, 128)*2-1, torch.zeros(1, 1, 128, 128); h[..., 40:90, 40:90] = 1
+    y = pipe(x, x, torch.zeros(1, 261), torch.from_numpy(unit()), h, x, 3, torch.Generator().manual_seed(0)); assert torch.equal(y*(1-h), x*(1-h)) and all(torch.equal(s*(1-h), x*(1-h)) for s in seen) and len(seen) == 3
+
+# --- what it is shown
+@pytest.mark.parametrize('mouth', [False, True])
+def test_masked_picture_shows_no_face(people, mouth):
+    x, P, b = people[0]; drawn = np.zeros((SIDE, SIDE, 4), np.uint8); a = G.shown(x, P, drawn, mouth); hidden = (a['hard'] > 0) & (G.mouth_zone(P) == 0 if mouth else True)
+    y = x.copy(); y[hidden] = 255 - y[hidden]; c = G.shown(y, P, drawn, mouth); assert hidden.sum() > 2000 and np.array_equal(a['masked'], c['masked']) and np.array_equal(a['rendered'], c['rendered'])
+
+def test_rendering_follows_the_code_and_not_the_albedo_of_the_face(people):
+    x, P, b = people[0]; c = G.fit_crop(x, P, b); a = G.conditions(x, x, P, P, b, c, unit()[0], np.ones(80)); other = c.replace(delta=-c.delta)
+    m = G.with_albedo(c, np.ones(80)); assert np.array_equal(m.delta, np.ones(80, np.float32)) and a['rho'].shape == (261,)
+    keep = lambda c: G.rendering(G.with_albedo(c, c.delta), P).astype(int); assert np.abs(keep(c) - G.rendering(c, P)).max() <= 1      # the same albedo needs no other light
+
+def test_gaze_is_painted(people):
+    x, P, b = people[0]; Q = P.copy(); Q[468:478, 0] += 3; c = G.fit_crop(x, P, b); assert np.abs(G.rendering(c, P).astype(int) - G.rendering(c, Q)).sum() > 500
+
+def test_fit_that_fails_is_marked(people):
+    x, P, b = people[0]; d = T.fitted((x, np.full_like(P, np.nan), b), None)[0]; assert not d['rho'].any() and not d['drawn'].any()
+
+# --- the method
+def test_method(file, faces):
+    c = crop_native(PHOTOS[0], faces[0]); one = lambda k, **kw: G.DiffDeID(steps=2, simulate=True, weights=file, **kw)(c, rng=rng(k)); a, b, other = one(0), one(0), one(1)
+    assert np.array_equal(a.image, b.image) and not np.array_equal(a.image, other.image) and np.array_equal(a.image[a.mask == 0], c.image[a.mask == 0]) and a.mask.max() == 1
+    assert a.info['level'] == 6 and one(0, level=9).info['level'] == 9
+
+def test_noise_is_secret_unless_simulated(file, faces):
+    c = crop_native(PHOTOS[0], faces[0]); z = unit()[0]; a, b = (G.DiffDeID(steps=1, weights=file)(c, z=z, rng=rng(0)).image for _ in range(2)); assert not np.array_equal(a, b)
+
+@pytest.mark.parametrize('kw', [dict(mouth=False), dict(albedo='kept')])
+def test_options_change_the_picture(file, faces, kw):
+    c = crop_native(PHOTOS[1], faces[1]); z = unit()[0]; draw = lambda **k: G.DiffDeID(steps=2, simulate=True, weights=file, **k)(c, z=z, rng=rng(0)).image; assert not np.array_equal(draw(), draw(**kw))
+
+@pytest.mark.parametrize('kw', [dict(steps=0), dict(steps=2.5), dict(steps=True), dict(albedo='mine'), dict(level=10), dict(weight=-1)])
+def test_bad_settings(kw):
+    with pytest.raises(ConfigError): G.DiffDeID(**kw)
+
+def test_needs_a_mesh(file, faces):
+    from dataclasses import replace
+    c = crop_native(PHOTOS[0], faces[0]); c.face = replace(c.face, landmarks=None)
+    with pytest.raises(InputError): G.DiffDeID(steps=1, weights=file)(c)
+
+@pytest.mark.parametrize('content', [b'', b'not a network', None])
+def test_other_files(tmp_path, content):
+    p = tmp_path/'x.safetensors'
+    if content is not None: p.write_bytes(content)
+    with pytest.raises(InputError): G.load_diffdeid(str(p))
+
+def test_the_gate_goes_farther(file):
+    d = G.DiffDeID(steps=3, weights=file); e = d.escalate(2); assert e.lds.level > d.lds.level and e.config['weight'] > d.config['weight'] and e.args == d.args and d.escalate(6) is None
+
+# --- recipe
+def batch(n=4, k=0):
+    g = torch.Generator().manual_seed(k); x = lambda c=3: torch.rand(n, c, SIDE, SIDE, generator=g)*2-1; h = torch.zeros(n, 1, SIDE, SIDE); h[..., 40:90, 40:90] = 1
+    return dict(known=x(), target=x(), masked=x(), rendered=x(), mask=h, hard=h, grid=torch.zeros(n, SIDE, SIDE, 2), rho=torch.zeros(n, 261), code=torch.from_numpy(unit(n)), t=torch.tensor([0, 300, 700, 999][:n]), noise=torch.randn(n, 3, SIDE, SIDE, generator=g))
+
+def test_whoever_knows_the_answer_has_no_loss():
+    from contextlib import nullcontext
+    b, bar = batch(), torch.as_tensor(T.schedule()); right = lambda seen, t, *m: (a := bar[t].view(-1, 1, 1, 1)).sqrt()*b['noise'] - (1-a).sqrt()*b['target']
+    t, _ = T.losses(right, {}, b, bar, nullcontext, False); assert all(v < 1e-8 for v in t.values())
+    w, _ = T.losses(lambda *a: right(*a) + .1, {}, b, bar, nullcontext, False); assert w['denoise'] == pytest.approx(.01, rel=1e-3)
+
+def test_losses_look_inside_the_mask_only():
+    from contextlib import nullcontext
+    b, bar = batch(), torch.as_tensor(T.schedule()); g = torch.randn(4, 3, SIDE, SIDE); f = lambda add: T.losses(lambda *a: g + add, {}, b, bar, nullcontext, False)[0]['denoise']
+    assert f(0) == f(5*(1-b['hard'])) and f(0) != f(5*b['hard'])
+
+def test_the_network_never_sees_the_target_inside_the_mask_at_the_last_step():
+    from contextlib import nullcontext
+    b, bar, seen = batch() | dict(t=torch.full((4,), 999)), torch.as_tensor(T.schedule()), []
+    for x in (b, b | dict(target=-b['target'])): T.losses(lambda s, *a: (seen.append(s), torch.zeros_like(s))[1], {}, x, bar, nullcontext, False)
+    assert (seen[0]-seen[1]).abs().max() < 2e-3
+
+def test_squeeze_keeps_the_most_there_is():
+    W = rng().standard_normal((129, 300)).astype(np.float32) @ np.diag(np.r_[np.full(5, 10.), np.full(295, .01)]).astype(np.float32); u, v = T.squeeze(W, 5); assert u.shape == (129, 5) and np.abs(u.astype(np.float32) @ v - W).max() < .5
+
+def test_albedo_of_a_code():
+    z = unit(400); B = rng(1).standard_normal((128, 80)); rho = np.zeros((400, 261)); rho[:, 144:224] = z @ B + 2; A = T.fit_albedo(rho, z, 1e-3); assert np.abs(np.c_[np.ones(400), z] @ A - rho[:, 144:224]).max() < .05
+
+def test_running_mean_is_kept():
+    r = T.Running(); [r.update(0.) for _ in range(3)]; s = T.Running(); s.load_state_dict(r.state_dict()); assert s.value == r.value < 1
+
+def test_unknown_preset(tmp_path):
+    with pytest.raises(ConfigError): T.train(tmp_path, preset='large')
