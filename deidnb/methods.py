@@ -33,6 +33,7 @@ _plain = dict(mesh=False, min_score=.3)
 _rows = [
     Method('donor_swap', 'a person who does not exist, warped onto the face', 'deidnb.generate.donor:DonorSwap', 'this project', gate=True),
     Method('sampled', 'a sampled stranger at a chosen distance, drawn by a network', 'deidnb.generate.sampled:SampledSwap', 'DiffDeID 3.2, drawn by the network of book ch. 5', gate=True),
+    Method('diffdeid', 'a sampled stranger, painted by a diffusion model over a rendering', 'deidnb.generate.diffdeid:DiffDeID', 'DiffDeID', gate=True),
     Method('identity_dp', 'the identity code with differential privacy, drawn by a network', 'deidnb.generate.identity_dp:IdentityDP', 'book ch. 5'),
     Method('keyed', 'another identity from a password, which also turns it back', 'deidnb.generate.keyed:Keyed', 'book ch. 6', needs=('password',)),
     Method('disguise', 'the most unlike identity, from a transformation that cannot be inverted', 'deidnb.generate.disguise:Disguise', 'Disguise', gate=True),

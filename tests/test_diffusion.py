@@ -6,7 +6,7 @@ from deidnb.faces.align import crop_native
 from deidnb.faces.find import find_faces
 
 torch = pytest.importorskip('torch')
-from deidnb.generate import denoiser as N, diffdeid as G
+from deidnb.generate import denoiser as N, diffdeid as G, inpaint as I
 from deidnb.generate.fusion import SIDE, crop_matrix, move_mesh, warp
 from deidnb.morphable.model import Coefficients
 from deidnb.train import diffusion as T
@@ -70,6 +70,27 @@ def test_gaze_is_painted(people):
 
 def test_fit_that_fails_is_marked(people):
     x, P, b = people[0]; d = T.fitted((x, np.full_like(P, np.nan), b), None)[0]; assert not d['rho'].any() and not d['drawn'].any()
+
+# --- baselines
+@pytest.mark.parametrize('steps,length,resample', [(20, 5, 3), (10, 10, 2), (7, 3, 2), (5, 10, 4)])
+def test_walk_of_repaint(steps, length, resample):
+    w = I.repaint_levels(steps, length, resample); ups = sum(b > a for a, b in zip(w, w[1:])); assert w[0] == steps and w[-1] == 0 and max(w) == steps and all(abs(a-b) == 1 for a, b in zip(w, w[1:])) and ups == len(range(0, steps-length, length))*(resample-1)*length
+
+@pytest.mark.parametrize('kw', [dict(steps=0), dict(steps=5, length=0), dict(steps=5, resample=1.5), dict(steps=True)])
+def test_walk_refuses(kw):
+    with pytest.raises(ConfigError): I.repaint_levels(**kw)
+
+def test_repaint_keeps_what_is_known_and_follows_the_generator():
+    pipe = I.RePaintPipeline(N.Denoiser(**TINY, **T.TASKS['prior']), N.DDIMScheduler(**T.SCHEDULE)); pipe.set_progress_bar_config(disable=True); x, h = torch.rand(1, 3, 128, 128)*2-1, torch.zeros(1, 1, 128, 128); h[..., 40:90, 40:90] = 1
+    a, b, c = (pipe(x, h, 4, 2, 2, torch.Generator().manual_seed(k)) for k in (0, 0, 1)); assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(a*(1-h), x*(1-h)) and a.abs().max() <= 1
+
+def test_keypoints_say_where_and_no_more(people):
+    x, P, b = people[0]; Q = P.copy(); keep = np.isin(np.arange(478), I.POINTS); Q[~keep] += 5; assert np.array_equal(I.keypoints(P), I.keypoints(Q)) and not np.array_equal(I.keypoints(P), I.keypoints(P + 3)) and len(I.POINTS) == 7
+
+@pytest.mark.parametrize('task', list(T.TASKS))
+def test_baselines_are_told_less(people, task):
+    x, P, b = people[0]; drawn, rho = G.rendering(G.fit_crop(x, P, b), P), np.ones(261, np.float32); own = dict(drawn=drawn[None], rho=rho[None]); d = dict(crop=x[None], mesh=P[None], code=unit(), own=own)
+    e = T.example(d, 0, 'own', rng(5), task); told = dict(masked=np.abs(e['masked']).sum() > 0, rho=e['rho'].any(), code=e['code'].any(), whole=e['hard'].min() == 1); assert told == dict(masked=task != 'prior', rho=task == 'diffdeid', code=task == 'diffdeid', whole=task == 'prior')
 
 # --- the method
 def test_method(file, faces):

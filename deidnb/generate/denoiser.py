@@ -64,6 +64,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         self.encoder, self.texture = (nn.ModuleList(DenoiserBlock(i, o, k) for i, o in pairs) for k in (d, 0)); self.middle = DenoiserBlock(w[-1], w[-1], d)
         self.lookup = nn.ModuleList(TextureAttention(o) if attention and s in attend else None for o, s in zip(w, sizes))
         self.decoder = nn.ModuleList(DenoiserBlock(up + 2*o, o, d) for up, o in zip([*w[1:], w[-1]], w)); self.leave = nn.Sequential(nn.SiLU(), nn.Conv2d(w[0], first, 3, 1, 1))
+        self.direct, self.gain = nn.Conv2d(first, 4*first, 3, 1, 1), nn.Linear(d, 4*first); nn.init.zeros_(self.gain.weight); nn.init.zeros_(self.gain.bias)
 
     def background(self, masked)->list: # (B, 3, S, S) -> features of every level: the same for all steps
         "What E_t sees"
@@ -71,19 +72,19 @@ class Denoiser(ModelMixin, ConfigMixin):
         for i, b in enumerate(self.texture): h = b(F.avg_pool2d(h, 2) if i else h); out.append(h)
         return out
     def unfold(self, x): return F.pixel_unshuffle(x, self.config.fold) if self.config.fold > 1 else x
-    def condition(self, t, rho, z): # C of section 3.3
-        return (z*math.sqrt(z.shape[1]) if self.config.identity else 0) + self.coefficients(rho) + self.time(sinusoid(t))
+    def condition(self, time, rho, z): # C of section 3.3
+        return (z*math.sqrt(z.shape[1]) if self.config.identity else 0) + self.coefficients(rho) + time
     def forward(self, sample, t, masked, rendered, rho, z, background=None):
         c = self.config; shape = (len(sample), 3, c.size, c.size)
         if sample.shape != shape or rendered.shape != shape or rho.shape != (len(sample), c.rho) or z.shape != (len(sample), c.code): raise InputError(f'needs faces and renderings {shape}, coefficients (n, {c.rho}) and codes (n, {c.code}), got {tuple(sample.shape)}, {tuple(rendered.shape)}, {tuple(rho.shape)}, {tuple(z.shape)}', 'Denoiser')
-        C = self.condition(t.expand(len(sample)), rho, z); B = self.background(masked) if background is None else background; kept = []
+        time = self.time(sinusoid(t.expand(len(sample)))); C = self.condition(time, rho, z); B = self.background(masked) if background is None else background; kept = []
         h = self.enter(self.unfold(torch.cat([sample, rendered], 1) if c.render else sample))
         for i, e in enumerate(self.encoder): h = e(F.avg_pool2d(h, 2) if i else h, C); kept.append(h)
         h = self.middle(h, C)
         for i in reversed(range(len(kept))):
             if i < len(kept)-1: h = F.interpolate(h, scale_factor=2, mode='nearest')
             n, b = kept[i], B[i]; h = self.decoder[i](torch.cat([h, n, b if self.lookup[i] is None else self.lookup[i](n, b)], 1), C)
-        h = self.leave(h); return F.pixel_shuffle(h, c.fold) if c.fold > 1 else h
+        h = self.leave(h) + (self.direct(self.unfold(sample))*self.gain(time)[:, :, None, None]).unflatten(1, (4, -1)).sum(1); return F.pixel_shuffle(h, c.fold) if c.fold > 1 else h
 
 # %% ../../nbs/generate/30_denoiser.ipynb #66e90d64
 class DiffDeIDPipeline(DiffusionPipeline):

@@ -125,7 +125,7 @@ class DiffDeID(FusionSwap):
     strength = dict(light=dict(level=2), medium=dict(), strong=dict(level=9))
     def __init__(self,
         level:int=6,            # 0 (nearest) to 9 (farthest): deciles of the distance of samples to this face
-        steps:int=20,           # of the sampler
+        steps:int=4,            # of the sampler; more give finer texture and more noise (reproduce/diffdeid)
         mouth:bool=True,        # show the network the mouth of the photo, as the paper does
         albedo:str='code',      # 'code': skin, brows and beard that go with the new code; 'kept': the face's own, as in the paper
         simulate:bool=False,    # reproducible noise: experiments only

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAST', 'WEIGHTS', 'RUNS', 'teach', 'observe', 'samples_of', 'samples', 'fit_texture', 'fit_alpha', 'other_code',
            'example', 'drawer', 'sface_crops', 'm3d_crops', 'calmed', 'losses', 'utility', 'pictures_of', 'sheet',
-           'live_view', 'experts_of', 'rate', 'prepare', 'train', 'evaluate', 'contact_sheet', 'main']
+           'live_view', 'experts_of', 'rate', 'prepare', 'train', 'recognised', 'evaluate', 'contact_sheet', 'main']
 
 # %% ../../nbs/train/05_fusion.ipynb #1597ce2a
 import math, os, sys
@@ -257,17 +257,21 @@ def train(work, preset='compact', pictures=None, seed:int=20261121, device=None,
     return ema.net, log, dict(alpha=A.astype(np.float16)), d, held
 
 # %% ../../nbs/train/05_fusion.ipynb #0a17d4dd
+def recognised(x, again, new, points)->dict: # crops; drawn again with their own code; with that of the one before; five points of each
+    "What recognisers say"
+    from deidnb.identity.experts import load_expert
+    out, r = {}, lambda v: round(float(np.mean(v)), 3)
+    for name in ('sface', 'faceres', 'dlib'):
+        e = load_expert(name); s, q, n = (e.encode(v, points) for v in (x, again, new)); donor = np.roll(s, 1, 0); t = e.threshold(1e-3)
+        out[name] = dict(own=r(e.score(q, s)), to_donor=r(e.score(n, donor)), to_source=r(e.score(n, s)), strangers=r(e.score(s, donor)), accepted_own=r(e.score(q, s) >= t), accepted_donor=r(e.score(n, donor) >= t), accepted_source=r(e.score(n, s) >= t))
+    return out
+
 def evaluate(net, d, held, A)->dict:
     "Held-out people: drawn again with their own code, and with that of another one of them; dlib and FaceRes are in no loss"
-    from deidnb.identity.experts import load_expert
     from deidnb.measure.quality import lpips, psnr
     own = [dict(code=d['code'][i], alpha=None) for i in held]; other = [dict(code=z, alpha=np.r_[1, z] @ A) for z in np.roll(d['code'][held], 1, 0)]
     x = list(d['crop'][held]); (rec, m), (new, _) = pictures_of(net, d, held, own, 0), pictures_of(net, d, held, other, .8); p = list(d['points5'][held]); r = lambda v: round(float(np.mean(v)), 3)
-    out = dict(people=len(held), lpips=r(lpips(x, rec)), psnr=r([psnr(a, b, mask=k > .5) for a, b, k in zip(x, rec, m)]))
-    for name in ('sface', 'faceres', 'dlib'):
-        e = load_expert(name); s, q, n = (e.encode(v, p) for v in (x, rec, new)); donor = np.roll(s, 1, 0); t = e.threshold(1e-3)
-        out[name] = dict(own=r(e.score(q, s)), to_donor=r(e.score(n, donor)), to_source=r(e.score(n, s)), strangers=r(e.score(s, donor)), accepted_own=r(e.score(q, s) >= t), accepted_donor=r(e.score(n, donor) >= t), accepted_source=r(e.score(n, s) >= t))
-    return out
+    return dict(people=len(held), lpips=r(lpips(x, rec)), psnr=r([psnr(a, b, mask=k > .5) for a, b, k in zip(x, rec, m)])) | recognised(x, rec, new, p)
 
 # %% ../../nbs/train/05_fusion.ipynb #175a8308
 def contact_sheet(work):
