@@ -33,7 +33,7 @@ class Disguise(FusionSwap):
     ):
         from deidnb.identity.obfuscators import Ensemble, obfuscator
         for n, v, known in (('psi', psi, PSI), ('experts', experts, EXPERTS), ('utility', utility, UTILITY)):
-            if v not in known: raise ConfigError(f'there is no {n} {v!r}', n, did_you_mean(v, known) + (' Another one needs a network of its own: python -m deidnb.train.fusion.' if n == 'utility' else ''))
+            if v not in known: raise ConfigError(f'there is no {n} {v!r}', n, did_you_mean(v, known) + (' Another one needs a network of its own: python -m deidnb.train.fusion --utility m3d,faceres.' if n == 'utility' else ''))
         if epsilon and psi not in ('mlp', 'clipped'): raise ConfigError(f'{psi} has no epsilon', 'epsilon', "Take psi='mlp' or psi='clipped', or leave it out.")
         super().__init__(**drawing); self.ensemble, self.simulate = Ensemble(experts), simulate
         self.psi = obfuscator(psi, experts, **(dict(epsilon=epsilon) if epsilon else {})); self.args = dict(psi=psi, experts=experts, utility=utility, epsilon=epsilon, natural=natural, simulate=simulate); self.away = 0.

@@ -149,9 +149,10 @@ def torch_code(path, device='cpu', # ONNX file
         def __init__(self):
             super().__init__(); self.net = fold_norms(convert(str(path)).eval())
             self.register_buffer('mean', torch.tensor(mean).view(1,3,1,1))
+        def raw(self, x): # -> list of what the graph gives
+            x = scale*x + offset; y = self.net((x.flip(1) if bgr else x) - self.mean); return list(y) if isinstance(y, (list, tuple)) else [y]
         def forward(self, x):
-            x = scale*x + offset; y = self.net((x.flip(1) if bgr else x) - self.mean)
-            y = y[0] if isinstance(y, (list, tuple)) else y
+            y = self.raw(x)[0]
             return torch.nn.functional.normalize(y.flatten(1), dim=1)
         def train(self, mode=True): return super().train(False) # batch statistics stay frozen
     return TorchCode().to(device)
