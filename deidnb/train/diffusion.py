@@ -107,16 +107,15 @@ class Running:
 def train(work, preset='compact', pictures=None, seed:int=20261122, device=None, workers=None, lr=4e-4, weights=None, stop_after=None, progress=True, show=None, task='diffdeid', prior=True, config=None, switch=None, **kw)->tuple: # task: one of `TASKS`; prior: with the texture of the code; config: changes of the Denoiser; switch: L_d below which the image losses begin -> running mean of the network, log, arrays, samples, held-out rows
     "All stages"
     import torch
-    from accelerate import Accelerator
     from deidnb.generate.denoiser import DENOISERS, Denoiser
     from deidnb.generate.aad import guess_of
     from deidnb.generate.diffdeid import with_texture
     from deidnb.train.fusion import experts_of, rate
-    from deidnb.train.loop import Ema, descend, run
+    from deidnb.train.loop import accelerator, Ema, descend, run
     if task not in TASKS: raise ConfigError(f'there is no task {task!r}', 'task', f"Use {', '.join(TASKS)}.")
     if preset not in RUNS: raise ConfigError(f'there is no preset {preset!r}', 'preset', f"Use {', '.join(RUNS)}.")
     c, w = RUNS[preset] | kw, WEIGHTS | (weights or {}); d, rows, held, texture, A, B = prepare(pictures, c, work, seed, workers, progress); torch.manual_seed(seed)
-    acc = Accelerator(mixed_precision='bf16', cpu=device == 'cpu'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev); guess = guess_of(*texture).to(dev)
+    acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev); guess = guess_of(*texture).to(dev)
     net = Denoiser(**DENOISERS['compact'] | TASKS[task] | (config or {})).to(dev, memory_format=cl); ema = Ema(net, .998); o = torch.optim.Adam(net.parameters(), lr, betas=(.9, .99)); bar = torch.as_tensor(schedule(), device=dev); low = Running()
     def step(b, i):
         b = {k: v.to(dev) for k, v in b.items()}; b = with_texture(b, guess) if prior and task == 'diffdeid' else b

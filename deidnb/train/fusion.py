@@ -253,13 +253,12 @@ def prepare(pictures, c, work, seed, workers=None, progress=True)->tuple: # -> s
 def train(work, preset='compact', pictures=None, seed:int=20261121, device=None, workers=None, lr=5e-4, weights=None, stop_after=None, progress=True, show=None, utility=('m3d',), **kw)->tuple: # utility: experts of L_uti -> running mean of the Fuser, log, arrays for the file, samples, held-out rows
     "All stages"
     import torch
-    from accelerate import Accelerator
     from deidnb.generate.aad import Fuser, MultiScale, hinge_d, PRESETS
-    from deidnb.train.loop import Ema, descend, run
+    from deidnb.train.loop import accelerator, Ema, descend, run
     if preset not in RUNS: raise ConfigError(f'there is no preset {preset!r}', 'preset', f"Use {', '.join(RUNS)}.")
     if set(utility) - set(UTILITY): raise ConfigError(f'knows no {", ".join(set(utility) - set(UTILITY))}', 'utility', f"Use {', '.join(UTILITY)}.")
     c, w = RUNS[preset] | kw, WEIGHTS | (weights or {}); d, rows, held, (texture, mu), A = prepare(pictures, c, work, seed, workers, progress); torch.manual_seed(seed)
-    acc = Accelerator(mixed_precision='bf16', cpu=device == 'cpu'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev, utility); f = Fuser(**PRESETS['compact'])
+    acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev, utility); f = Fuser(**PRESETS['compact'])
     with torch.no_grad(): f.guess.weight.copy_(torch.as_tensor(texture)); f.guess.mean.copy_(torch.as_tensor(mu))
     f, D = f.to(dev, memory_format=cl), MultiScale(2, 3, 32).to(dev, memory_format=cl); ema = Ema(f, .998); alpha_of = lambda z: np.r_[1, z] @ A
     og = torch.optim.Adam([dict(params=list(f.net.parameters()), lr=lr, full=lr), dict(params=list(f.guess.parameters()), lr=lr/25, full=lr/25)], betas=(.5, .99)); od = torch.optim.Adam(D.parameters(), lr, betas=(0., .99)); n = c['kinds']; parts['discriminator'] = D

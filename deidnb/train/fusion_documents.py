@@ -56,12 +56,11 @@ def document_losses(net, recogniser, discriminator, x, points5, z, own)->tuple: 
 def train_documents(pictures, work, expert='sface', net=None, steps=500_000, batch=8, lr=4e-4, seed:int=20261121, device=None, weights=None, stop_after=None, progress=True)->tuple: # net: arguments of `FusionNet`; None: those of the documents -> network, log
     "Descend on eq. 5.18, resumable"
     import torch
-    from accelerate import Accelerator
     from deidnb.generate.aad import FusionNet, MultiScale, PRESETS, hinge_d
     from deidnb.identity.experts import load_expert
-    from deidnb.train.loop import Ema, descend, run
+    from deidnb.train.loop import accelerator, Ema, descend, run
     X, Z, P = face_crops(pictures, expert, (net or PRESETS['paper'])['size'], progress=progress); config = (net or PRESETS['paper']) | dict(code=Z.shape[1]); torch.manual_seed(seed); w = DOCUMENT_WEIGHTS | (weights or {})
-    acc = Accelerator(cpu=device == 'cpu'); G, D, E = FusionNet(**config).to(acc.device), MultiScale(3, 3, 32).to(acc.device), load_expert(expert).torch(acc.device); og, od = (torch.optim.Adam(m.parameters(), lr, betas=(0., .999)) for m in (G, D)); ema = Ema(G)
+    acc = accelerator(device); G, D, E = FusionNet(**config).to(acc.device), MultiScale(3, 3, 32).to(acc.device), load_expert(expert).torch(acc.device); og, od = (torch.optim.Adam(m.parameters(), lr, betas=(0., .999)) for m in (G, D)); ema = Ema(G)
     def draw(r):
         i = r.integers(len(X), size=batch); own = np.arange(batch) < batch//2; j = np.where(own, i, r.integers(len(X), size=batch))
         return torch.from_numpy(X[i]).permute(0, 3, 1, 2)/127.5 - 1, P[i], torch.from_numpy(Z[j]), torch.from_numpy(i == j)

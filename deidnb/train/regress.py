@@ -142,12 +142,11 @@ RUNS = dict(quick=dict(people=12, renders=12, steps=6, batch=4, held=2, net=dict
 def train(work, preset='compact', pictures=None, seed:int=20261121, device=None, workers=None, lr=1e-3, stop_after=None, progress=True, show=None, **kw)->tuple: # folder of the store (None: in the cache, named after the settings) -> network, log, errors on held-out people
     "All stages"
     import torch
-    from accelerate import Accelerator
     from deidnb.generate.nobody import sample_styles
     from deidnb.faces.io import list_images
     from deidnb.morphable.regress import M3D, split, to_tensor
     from deidnb.train.donors import half, open_store
-    from deidnb.train.loop import Ema, descend, run
+    from deidnb.train.loop import accelerator, Ema, descend, run
     if preset not in RUNS: raise ConfigError(f'there is no preset {preset!r}', 'preset', f"Use {', '.join(RUNS)}.")
     c = RUNS[preset] | kw; rng = lambda k: np.random.default_rng([seed, k]); torch.manual_seed(seed)
     work = open_store(work, dict(kind='regress', seed=seed, people=c['people'], renders=c['renders'], held=c['held'], pictures=None if pictures is None else Path(pictures).name))
@@ -158,7 +157,7 @@ def train(work, preset='compact', pictures=None, seed:int=20261121, device=None,
         a, b = renders(W, Y, c['renders'], rng(1), progress=progress)
         with atomic_path(work/'renders.npz', overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez(f, windows=a, rows=b)
     with np.load(work/'renders.npz') as z: RW, RY = z['windows'], z['rows']
-    acc = Accelerator(mixed_precision='bf16', cpu=device == 'cpu'); dev = acc.device; net = M3D(**c['net']); both = np.concatenate([Y, RY]); floor = np.concatenate([np.full(n, dict(points=1., blendshapes=.02, alpha=.1, beta=.02, delta=.1, gamma=.02, pose=.01, gaze=.02)[k]) for k, n in HEADS.items()])
+    acc = accelerator(device, 'bf16'); dev = acc.device; net = M3D(**c['net']); both = np.concatenate([Y, RY]); floor = np.concatenate([np.full(n, dict(points=1., blendshapes=.02, alpha=.1, beta=.02, delta=.1, gamma=.02, pose=.01, gaze=.02)[k]) for k, n in HEADS.items()])
     mean, std = both.mean(0), np.maximum(both.std(0), floor); n = len(Y)
     net.mean.copy_(torch.as_tensor(mean)); net.std.copy_(torch.as_tensor(std)); net = net.to(dev, memory_format=torch.channels_last); place = placer(_model(), dev)
     decay = [p for p in net.parameters() if p.ndim > 1]; opt = torch.optim.AdamW([dict(params=decay, weight_decay=.02), dict(params=[p for p in net.parameters() if p.ndim < 2], weight_decay=0.)], lr)
