@@ -25,6 +25,7 @@ class Method:
     gate: bool = False           # verify against recognisers and escalate, by default
     needs_set: bool = False      # works on a set of faces, not on a single photo
     mesh: bool = True            # needs the 478-point mesh, not only box and five points
+    driver: str = 'per_frame'    # of videos: see `video.drivers`
     min_score: float = .6        # detector confidence from which something is a face: lower where covering a thing too many does no harm
 
 # %% ../nbs/10_methods.ipynb #d60f454e
@@ -34,8 +35,11 @@ _rows = [
     Method('donor_swap', 'a person who does not exist, warped onto the face', 'deidnb.generate.donor:DonorSwap', 'this project', gate=True),
     Method('sampled', 'a sampled stranger at a chosen distance, drawn by a network', 'deidnb.generate.sampled:SampledSwap', 'DiffDeID 3.2, drawn by the network of book ch. 5', gate=True),
     Method('diffdeid', 'a sampled stranger, painted by a diffusion model over a rendering', 'deidnb.generate.diffdeid:DiffDeID', 'DiffDeID', gate=True),
+    Method('repaint', 'painted anew by an unconditional diffusion model: a baseline, slow', 'deidnb.generate.inpaint:RePaint', 'baseline of DiffDeID (Lugmayr et al. 2022)'),
+    Method('inpaint', 'painted anew from its surroundings and seven points: a baseline', 'deidnb.generate.inpaint:Inpaint', 'baseline of DiffDeID and Disguise (after DeepPrivacy)'),
     Method('identity_dp', 'the identity code with differential privacy, drawn by a network', 'deidnb.generate.identity_dp:IdentityDP', 'book ch. 5'),
     Method('keyed', 'another identity from a password, which also turns it back', 'deidnb.generate.keyed:Keyed', 'book ch. 6', needs=('password',)),
+    Method('identity_mask', 'keyed for videos: keyframes, carried along the motion', 'deidnb.generate.keyed:Keyed', 'book ch. 8', presets=dict(book=dict(rotation='book')), needs=('password',), driver='flow'),
     Method('disguise', 'the most unlike identity, from a transformation that cannot be inverted', 'deidnb.generate.disguise:Disguise', 'Disguise', gate=True),
     Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1', **_plain),
     Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1', **_plain),

@@ -122,8 +122,7 @@ class Deidentifier:
     ):
         if on_no_face not in ('skip','copy','blur-all'): raise ConfigError(f'{on_no_face!r} is not known', 'on_no_face', 'Use skip, copy or blur-all.')
         rng(seed, simulate)  # refuses a seed without simulate
-        named = isinstance(method, str)
-        row = get_method(method) if named else None
+        named = isinstance(method, str); row = get_method(method) if named else None
         self.method, self.needs_set = (method, row.needs_set) if named else (type(method).__name__, getattr(method, 'needs_set', False))
         self.mesh = row.mesh if named else getattr(method, 'needs_mesh', True)
         self.min_score = (row.min_score if named else .6) if min_score is None else float(min_score)
@@ -140,9 +139,7 @@ class Deidentifier:
         self.options = dict(method=method, device=device, preset=preset, strength=strength, gate=gate, attempts=attempts, seed=seed,
             simulate=simulate, only=only, exclude=exclude, on_no_face=on_no_face, min_score=min_score, seal=seal, **params)
     @property
-    def finder(self):
-        if self._finder is None: self._finder = shared_finder()
-        return self._finder
+    def finder(self): self._finder = self._finder or shared_finder(); return self._finder
     def find(self, rgb):
         "The faces that the method would be applied to, before `only` and `exclude`"
         return self.finder.find(rgb, mesh=self.mesh, min_score=self.min_score)
@@ -157,6 +154,10 @@ class Deidentifier:
         "Every photo of a folder; see `deidnb.batch.run_folder` for the arguments"
         from deidnb.batch import run_folder
         return run_folder(self, src, dst, **kw)
+    def video(self, src, dst, **kw):
+        "A video; see `deidnb.video.drivers.protect_video` for the arguments"
+        from deidnb.video.drivers import protect_video
+        return protect_video(self, src, dst, **kw)
 
 # %% ../nbs/12_pipeline.ipynb #72e05c9a
 def cut(generator, rgb, face):

@@ -92,6 +92,31 @@ def test_baselines_are_told_less(people, task):
     x, P, b = people[0]; drawn, rho = G.rendering(G.fit_crop(x, P, b), P), np.ones(261, np.float32); own = dict(drawn=drawn[None], rho=rho[None]); d = dict(crop=x[None], mesh=P[None], code=unit(), own=own)
     e = T.example(d, 0, 'own', rng(5), task); told = dict(masked=np.abs(e['masked']).sum() > 0, rho=e['rho'].any(), code=e['code'].any(), whole=e['hard'].min() == 1); assert told == dict(masked=task != 'prior', rho=task == 'diffdeid', code=task == 'diffdeid', whole=task == 'prior')
 
+@pytest.fixture(scope='module')
+def blind(tmp_path_factory): # untrained networks of the baselines
+    out = {}
+    for k in ('inpaint', 'prior'):
+        torch.manual_seed(0); net = N.Denoiser(**TINY | T.TASKS[k]); out[k] = str(tmp_path_factory.mktemp('b')/f'{k}.safetensors')
+        with torch.no_grad(): [q.add_(.02*torch.randn_like(q)) for q in net.parameters()]
+        G.save_diffdeid(net, out[k], {}, schedule=T.SCHEDULE)
+    return out
+
+@pytest.mark.parametrize('name', ['inpaint', 'prior'])
+def test_baselines_see_nothing_of_the_face(blind, faces, name):
+    make = (lambda: I.Inpaint(2, True, blind[name])) if name == 'inpaint' else (lambda: I.RePaint(4, 2, 2, True, blind[name])); c = crop_native(PHOTOS[0], faces[0]); a = make()(c, rng=rng()); other = crop_native(PHOTOS[0], faces[0]); core = a.mask > .999; other.image = other.image.copy(); other.image[core] = 255 - other.image[core]
+    b = make()(other, rng=rng()); deep = cv2.erode(core.astype(np.uint8), np.ones((15, 15))) > 0; assert deep.sum() > 2000 and np.abs(a.image[deep].astype(int) - b.image[deep]).mean() < 8 and np.array_equal(a.image[a.mask == 0], c.image[a.mask == 0])
+    assert np.array_equal(make()(c, rng=rng()).image, a.image) and not np.array_equal(make()(c, rng=rng(1)).image, a.image)
+
+def test_baselines_refuse_a_network_that_is_told_who(file):
+    with pytest.raises(InputError): I.load_inpainter(file)
+
+def test_a_baseline_is_no_diffdeid(blind):
+    with pytest.raises(InputError): G.load_diffdeid(blind['inpaint'])
+
+@pytest.mark.parametrize('make', [lambda: I.Inpaint(0), lambda: I.Inpaint(True), lambda: I.RePaint(20, 0), lambda: I.RePaint(20, 5, 0)])
+def test_baselines_bad_settings(make):
+    with pytest.raises(ConfigError): make()
+
 # --- the method
 def test_method(file, faces):
     c = crop_native(PHOTOS[0], faces[0]); one = lambda k, **kw: G.DiffDeID(steps=2, simulate=True, weights=file, **kw)(c, rng=rng(k)); a, b, other = one(0), one(0), one(1)
@@ -150,6 +175,23 @@ def test_squeeze_keeps_the_most_there_is():
 
 def test_albedo_of_a_code():
     z = unit(400); B = rng(1).standard_normal((128, 80)); rho = np.zeros((400, 261)); rho[:, 144:224] = z @ B + 2; A = T.fit_albedo(rho, z, 1e-3); assert np.abs(np.c_[np.ones(400), z] @ A - rho[:, 144:224]).max() < .05
+
+def test_last_stage_asks_for_the_new_code_and_keeps_the_expression():
+    from deidnb.morphable.regress import HEADS
+    from contextlib import nullcontext
+    import torch.nn.functional as F
+    torch.manual_seed(0); b, bar = batch(2), torch.as_tensor(T.schedule()); o = b | dict(zone=torch.zeros(2, 1, SIDE, SIDE), own=torch.from_numpy(unit(2, 5)), t=torch.tensor([300, 800])); o['mask'] = o['hard'] = torch.ones(2, 1, SIDE, SIDE)
+    class Net(torch.nn.Module): # draws one picture whatever it is shown
+        def __init__(self): super().__init__(); self.x = torch.nn.Parameter(o['known'].clone())
+        def forward(self, x, t, *a): q = bar[t].view(-1, 1, 1, 1); return (q.sqrt()*x - self.x)/(1-q).sqrt().clamp(min=1e-3)
+    parts = dict(sface=lambda x: x.mean((2, 3)) @ torch.eye(3, 128), m3d=type('M', (), dict(raw=staticmethod(lambda x: x.flatten(1)[:, 3000:3000 + sum(HEADS.values())]))))
+    net = Net(); t, out = T.follow(net, parts, o, bar, nullcontext); assert (out - o['known']/2 - .5).abs().max() < 1e-3 and t['utility'] < 1e-3      # nothing changed: the expression is kept
+    e = F.normalize(parts['sface'](T_crops(out))); assert t['follow'].item() == pytest.approx((1 - (e*o['code']).sum(1)).mean().item(), abs=1e-3)
+    t['follow'].backward(); assert net.x.grad.abs().sum() > 0
+
+def T_crops(x):
+    from deidnb.train.fusion import sface_crops
+    return sface_crops(x)
 
 def test_running_mean_is_kept():
     r = T.Running(); [r.update(0.) for _ in range(3)]; s = T.Running(); s.load_state_dict(r.state_dict()); assert s.value == r.value < 1

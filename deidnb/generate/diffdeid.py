@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_crop', 'paint_eyes', 'rendering', 'mouth_zone', 'shown', 'with_albedo', 'conditions', 'batch_of', 'with_texture',
-           'draw', 'save_diffdeid', 'load_diffdeid', 'surround', 'DiffDeID']
+           'draw', 'save_diffdeid', 'read_network', 'load_diffdeid', 'fitted', 'surround', 'DiffDeID']
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #3f263d47
 import numpy as np, cv2
@@ -14,7 +14,7 @@ from ..faces.align import invert, warp
 from ..faces.masks import REGIONS, fill
 from .donor import carry_surroundings, soft
 from .donor_mesh import eye_distance
-from .fusion import SIDE, FusionSwap, aim, crop_matrix, move_mesh, paste_face, seed_of, unit_code, view
+from .fusion import SIDE, FusionSwap, aim, calm, calm_zone, crop_matrix, move_mesh, paste_face, seed_of, unit_code, view
 from ..morphable.model import Coefficients
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #69ced9bb
@@ -65,28 +65,29 @@ def with_albedo(c, delta)->Coefficients: # one face; (80,)
     return c.replace(delta=np.float32(delta), gamma=np.float32(r*c.gamma + dc*(r-1)*AMBIENT/harmonics(np.eye(3, dtype=np.float32))[0, 0]))
 
 def conditions(crop, base, P, Q, b, c, # uint8 (S, S, 3) the face, and the new one's surroundings; meshes; blendshapes; `fit_crop`
-               z, delta=None, mouth=True)->dict: # code (128,); albedo (80,) or None: the face's own -> what `shown` gives, known (S, S, 3), rho (261,), code
+               z, delta=None, mouth=True)->dict: # code (128,); albedo (80,) or None: the face's own -> what `shown` gives, known (S, S, 3), rho (261,), code, zone (S, S)
     "Everything the network is given"
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.fit import DISTANCE, rotation_vector, solve_points
     a, e, R, t = solve_points(nobody_model(), Q, (SIDE, SIDE), b); new = (c if delta is None else with_albedo(c, delta)).replace(alpha=a, beta=e, pose=np.float32([*rotation_vector(R), *(t - [0, 0, DISTANCE])]))
     A = cv2.estimateAffinePartial2D(P[REGIONS['lips_outer'], :2], Q[REGIONS['lips_outer'], :2])[0] if mouth else None
     around = base if A is None else np.where((mouth_zone(Q) > 0)[..., None], cv2.warpAffine(crop, A, (SIDE, SIDE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), base)
-    return shown(around, Q, rendering(new, Q), A is not None) | dict(known=base.astype(np.float32)/127.5 - 1, rho=new.pack().astype(np.float32), code=unit_code(z))
+    return shown(around, Q, rendering(new, Q), A is not None) | dict(known=base.astype(np.float32)/127.5 - 1, rho=new.pack().astype(np.float32), code=unit_code(z), zone=calm_zone(Q))
 
 def batch_of(conditions): # list of what `conditions` gives -> dict of tensors (B, ...)
     "For the network"
     import torch
     t = lambda k: torch.from_numpy(np.stack([np.asarray(c[k], np.float32) for c in conditions])); image = lambda k: t(k).permute(0, 3, 1, 2).contiguous()
-    return {k: image(k) for k in ('known', 'masked', 'rendered')} | {k: t(k)[:, None] for k in ('mask', 'hard')} | {k: t(k) for k in ('grid', 'rho', 'code')}
+    return {k: image(k) for k in ('known', 'masked', 'rendered')} | {k: t(k)[:, None] for k in ('mask', 'hard')} | {k: t(k) for k in ('grid', 'rho', 'code', 'zone')}
 
 def with_texture(b, guess): # batch, `FirstGuess`
     "The rendering, with the fine texture that goes with the code"
     return b | dict(rendered=b['rendered'] + 2*guess(b['code'], b['grid'])*b['hard'])
 
 def draw(pipe, b, steps=20, generator=None, **kw): # `DiffDeIDPipeline`, batch with texture -> float32 (B, S, S, 3) in [0, 1]
-    "Sample"
-    return (pipe(b['masked'], b['rendered'], b['rho'], b['code'], b['hard'], b['known'], steps, generator, **kw).permute(0, 2, 3, 1)/2 + .5).clamp(0, 1).numpy()
+    "Sample, and blur the upper forehead and the temples as `generate.fusion` does"
+    y = (pipe(b['masked'], b['rendered'], b['rho'], b['code'], b['hard'], b['known'], steps, generator, **kw).permute(0, 2, 3, 1)/2 + .5).clamp(0, 1).numpy()
+    return np.stack([calm(x, z) for x, z in zip(y, b['zone'].numpy())])
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #8b75202d
 def save_diffdeid(net, path, arrays, overwrite=False, **meta): # Denoiser; guess_u, guess_v, guess_mean, alpha, delta; JSON values
@@ -97,26 +98,36 @@ def save_diffdeid(net, path, arrays, overwrite=False, **meta): # Denoiser; guess
     d = {'net.' + k: v.detach().cpu().half().contiguous() for k, v in net.state_dict().items()} | {k: torch.as_tensor(np.asarray(v)).contiguous() for k, v in arrays.items()}
     with atomic_path(path, overwrite=overwrite) as tmp: save_file(d, str(tmp), {'config': json.dumps({k: v for k, v in net.config.items() if not k.startswith('_')})} | {k: json.dumps(v) for k, v in meta.items()})
 
-@lru_cache(2)
-def load_diffdeid(path=None)->tuple: # weight file; None: the one that ships -> `DiffDeIDPipeline`, `FirstGuess`, (129, 80) alpha and delta of a code
-    "Read once; `InputError` if the file is something else"
+def read_network(path)->tuple: # weight file -> Denoiser, the scheduler's settings, the arrays beside it
+    "`InputError` if the file is something else"
     import json
-    from diffusers import DDIMScheduler
     from safetensors import SafetensorError, safe_open
-    from deidnb.generate.aad import guess_of
-    from deidnb.generate.denoiser import Denoiser, DiffDeIDPipeline
-    path = path or package_dir()/'weights'/'diffusion.safetensors'
+    from deidnb.generate.denoiser import Denoiser
     try:
         with safe_open(str(path), 'pt') as f: meta = {k: json.loads(v) for k, v in f.metadata().items()}; d = {k: f.get_tensor(k) for k in f.keys()}
-        net = Denoiser(**meta['config']); net.load_state_dict({k[4:]: v.float() for k, v in d.items() if k.startswith('net.')}); pipe = DiffDeIDPipeline(net.eval().requires_grad_(False), DDIMScheduler(**meta['schedule'])); pipe.set_progress_bar_config(disable=True)
-        return pipe, guess_of(*(d['guess_'+k].numpy() for k in ('u', 'v', 'mean'))), d['alpha'].float().numpy(), d['delta'].float().numpy()
-    except FileNotFoundError: raise InputError('no such file', path) from None
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as e: raise InputError(f'holds no DiffDeID network: {str(e).splitlines()[0]}', path, 'Make one with deidnb.train.diffusion.') from None
+        net = Denoiser(**meta['config']); net.load_state_dict({k[4:]: v.float() for k, v in d.items() if k.startswith('net.')}); return net.eval().requires_grad_(False), meta['schedule'], {k: v for k, v in d.items() if not k.startswith('net.')}
+    except FileNotFoundError: raise InputError('no such file', path, 'Make it with deidnb.train.diffusion.') from None
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as e: raise InputError(f'holds no such network: {str(e).splitlines()[0]}', path, 'Make one with deidnb.train.diffusion.') from None
+
+@lru_cache(2)
+def load_diffdeid(path=None)->tuple: # weight file; None: the one that ships -> `DiffDeIDPipeline`, `FirstGuess`, (129, 80) alpha and delta of a code
+    "Read once"
+    from diffusers import DDIMScheduler
+    from deidnb.generate.aad import guess_of
+    from deidnb.generate.denoiser import DiffDeIDPipeline
+    path = path or package_dir()/'weights'/'diffusion.safetensors'; net, schedule, d = read_network(path); pipe = DiffDeIDPipeline(net, DDIMScheduler(**schedule)); pipe.set_progress_bar_config(disable=True)
+    if not {'guess_u', 'guess_v', 'guess_mean', 'alpha', 'delta'} <= set(d): raise InputError('is the network of a baseline, not of DiffDeID', path, 'Make one with deidnb.train.diffusion.')
+    return pipe, guess_of(*(d['guess_'+k].numpy() for k in ('u', 'v', 'mean'))), d['alpha'].float().numpy(), d['delta'].float().numpy()
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #8d5eb821
-def surround(image, face, z, alpha, delta=None, weight=.8, detail=.35, limit=.3, mouth=True)->tuple: # uint8 window, `Face` in it with a mesh, code, shape (80,), albedo (80,) or None -> `conditions`, arguments of `paste_face` after the face
+def fitted(image, face)->tuple: # uint8 window, `Face` in it with a mesh -> (2, 3) window -> crop, the crop, mesh in it, `fit_crop`
+    "The crop of the network, and the face in it"
+    from deidnb.generate.donor import known
+    M = crop_matrix(face.points5, face.landmarks); P = move_mesh(M, face.landmarks); crop = warp(image, M, (SIDE, SIDE)); return M, crop, P, known(face, 'fit', lambda: fit_crop(crop, P, face.blendshapes))
+
+def surround(image, face, z, alpha, delta=None, weight=.8, detail=.35, limit=.3, mouth=True, first=None)->tuple: # uint8 window, `Face` in it with a mesh, code, shape (80,), albedo (80,) or None; shape and light (80,), (27,) of the first frame of a video -> `conditions`, arguments of `paste_face` after the face
     "From a photo to what the network is given"
-    P, b = face.landmarks, face.blendshapes; M = crop_matrix(face.points5, P); Pc = move_mesh(M, P); crop = warp(image, M, (SIDE, SIDE)); c = fit_crop(crop, Pc, b)
+    P, b = face.landmarks, face.blendshapes; M, crop, Pc, c = fitted(image, face); c = c if first is None else c.replace(alpha=first[0], gamma=first[1])
     Qc = aim(Pc, b, c.alpha, alpha, weight, detail, limit); Q = move_mesh(invert(M), Qc); base, length = carry_surroundings(image, P, Q, eye_distance(P))
     return conditions(crop, warp(np.rint(base).clip(0, 255).astype(np.uint8), M, (SIDE, SIDE)), Pc, Qc, b, c, z, delta, mouth), (M, Q, base, length)
 
@@ -129,23 +140,31 @@ class DiffDeID(FusionSwap):
         mouth:bool=True,        # show the network the mouth of the photo, as the paper does
         albedo:str='code',      # 'code': skin, brows and beard that go with the new code; 'kept': the face's own, as in the paper
         simulate:bool=False,    # reproducible noise: experiments only
+        reenact:bool=True,      # videos: shape and light of the first frame for all of them; False: frame by frame
         weight:float=.8, detail:float=.35, limit:float=.3, weights:str='', # see `FusionSwap`
     ):
         from deidnb.identity.lds import LDS
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000: raise ConfigError(f'must be a whole number from 1 to 1000, got {steps!r}', 'steps')
         if albedo not in ('code', 'kept'): raise ConfigError(f"must be 'code' or 'kept', got {albedo!r}", 'albedo')
-        super().__init__(weight, detail, limit, weights=weights); self.lds, self.simulate = LDS(level, own=True), simulate; self.args = dict(steps=steps, mouth=mouth, albedo=albedo, simulate=simulate, detail=detail, limit=limit, weights=weights)
+        super().__init__(weight, detail, limit, weights=weights); self.lds, self.simulate = LDS(level, own=True), simulate; self.args = dict(steps=steps, mouth=mouth, albedo=albedo, reenact=reenact, simulate=simulate, detail=detail, limit=limit, weights=weights)
     @property
     def guarantee(self): return self.lds.guarantee
     def escalate(self, level:int):
         "For the gate: farther away, more of the shape; None when there is nothing stronger"
         return None if level > 5 else DiffDeID(min(9, self.lds.level + level), weight=min(3., self.config['weight'] + .15*level), **self.args)
-    def __call__(self, crop, z=None, *, alpha=None, rng=None)->Edit: # z: code (128,) of the new face, alpha: its shape (80,); None: the method's own
-        import secrets, torch
+    def decide(self, crop, rng=None)->dict:
+        "Code, shape, the noise to start from, shape and light of this frame"
+        import secrets
         from deidnb.generate.donor import known, own_code
-        f, c, seed = crop.face, self.config, seed_of(rng, self.simulate); pipe, guess, A, B = load_diffdeid(c['weights'] or None)
+        seed = seed_of(rng, self.simulate); z, alpha = self.lds.person(known(crop.face, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate); return dict(z=z[0], alpha=alpha[0], noise=secrets.randbits(62) if seed is None else seed % 2**62, info=dict(level=self.lds.level)) | ((lambda c: dict(own=c.alpha, gamma=c.gamma))(fitted(crop.image, crop.face)[3]) if self.args['reenact'] and crop.face.landmarks is not None else {})
+    def draw(self, crop, z, alpha=None, noise=0, own=None, gamma=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; shape and light of the first frame
+        import torch
+        f, c = crop.face, self.config; pipe, guess, A, B = load_diffdeid(c['weights'] or None)
         if f.landmarks is None: raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
-        if z is None: new = self.lds.person(known(f, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate); z, alpha = new[0][0], new[1][0]
-        z = unit_code(z); alpha = np.r_[1, z] @ A if alpha is None else alpha; e, paste = surround(crop.image, f, z, alpha, np.r_[1, z] @ B if self.args['albedo'] == 'code' else None, c['weight'], c['detail'], c['limit'], self.args['mouth'])
-        y = draw(pipe, with_texture(batch_of([e]), guess), self.args['steps'], torch.Generator().manual_seed(secrets.randbits(62) if seed is None else seed % 2**62))[0]
-        out, mask = paste_face(crop.image, f, y, *paste); return Edit(out, mask, dict(level=self.lds.level))
+        z = unit_code(z); alpha = np.r_[1, z] @ A if alpha is None else alpha; e, paste = surround(crop.image, f, z, alpha, np.r_[1, z] @ B if self.args['albedo'] == 'code' else None, c['weight'], c['detail'], c['limit'], self.args['mouth'], None if own is None else (np.asarray(own, np.float32), np.asarray(gamma, np.float32)))
+        y = draw(pipe, with_texture(batch_of([e]), guess), self.args['steps'], torch.Generator().manual_seed(noise))[0]
+        out, mask = paste_face(crop.image, f, y, *paste); return Edit(out, mask, info or {})
+    def __call__(self, crop, z=None, *, alpha=None, rng=None)->Edit: # z: code (128,) of the new face, alpha: its shape (80,); None: the method's own
+        import secrets
+        if z is None: return self.draw(crop, **self.decide(crop, rng))
+        seed = seed_of(rng, self.simulate); return self.draw(crop, z, alpha, secrets.randbits(62) if seed is None else seed % 2**62)

@@ -302,10 +302,15 @@ class DonorSwap:
         step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items() if not (self.config['choice'] == 'key' and k in ('far', 'pool'))}   # a key goes on in one pool
         return type(self)(**{**self.config, **step, 'level': level})
 
-    def __call__(self, crop, z=None, *, rng)->Edit: # z: SFace code (128,) that the donor should have; None: choose from the bank
-        f, c = crop.face, self.config
-        if f.landmarks is None: raise InputError('no mesh fits this face', 'donor_swap', 'Use blur, pixelate or mask for it.')
-        size = 1024 if eye_distance(f.landmarks) > 220 else 512
-        donor, Pd, bd, info = donor_from_bank(crop, c, rng, size) if z is None else donor_on_demand(crop, z, c, size)
-        out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, Pd, bd, c['weight'], c['detail'], c['limit'], c['cover'])
-        return Edit(out, mask, dict(info, level=c['level'], weight=c['weight']))
+    def decide(self, crop, rng, z=None)->dict: # z: SFace code (128,) that the donor should have; None: choose from the bank -> arguments of `draw`
+        "Who lends the face; one decision serves all frames of a video"
+        size = 1024 if eye_distance(self.check(crop).landmarks) > 220 else 512
+        return dict(zip(('donor', 'mesh', 'blendshapes', 'info'), donor_from_bank(crop, self.config, rng, size) if z is None else donor_on_demand(crop, z, self.config, size)))
+    def draw(self, crop, donor, mesh, blendshapes, info=None)->Edit: # the donor's picture, mesh and blendshapes
+        "Warp that donor onto the face"
+        f, c = self.check(crop), self.config; out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, mesh, blendshapes, c['weight'], c['detail'], c['limit'], c['cover'])
+        return Edit(out, mask, dict(info or {}, level=c['level'], weight=c['weight']))
+    def check(self, crop):
+        if crop.face.landmarks is None: raise InputError('no mesh fits this face', 'donor_swap', 'Use blur, pixelate or mask for it.')
+        return crop.face
+    def __call__(self, crop, z=None, *, rng)->Edit: return self.draw(crop, **self.decide(crop, rng, z))

@@ -191,10 +191,14 @@ class FusionSwap:
     def new_code(self, z, crop, rng)->tuple: # own code (128,) -> code (128,), shape (80,) or None, info
         "What the identity becomes"
         raise ConfigError('needs a code', 'z', 'Pass z, or use a method that chooses one: identity_dp, keyed, disguise.')
-    def __call__(self, crop, z=None, *, rng=None)->Edit: # z: SFace code (128,) of the new face; None: the method's own
+    def decide(self, crop, rng=None)->dict: # -> arguments of `draw`
+        "Who the person becomes; one decision serves all frames of a video"
         from deidnb.generate.donor import known, own_code
+        return dict(zip(('z', 'alpha', 'info'), self.new_code(known(crop.face, 'sface', lambda: own_code(crop)), crop, rng)))
+    def draw(self, crop, z, alpha=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code
+        "Draw that person"
         f, c = crop.face, self.config
         if f.landmarks is None: raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
-        new, alpha, info = (z, None, {}) if z is not None else self.new_code(known(f, "sface", lambda: own_code(crop)), crop, rng)
-        out, mask, _ = replace_face(crop.image, f, new, alpha, c['weight'], c['detail'], c['limit'], c['cell'], c['refine'], c['weights'] or None)
-        return Edit(out, mask, info)
+        out, mask, _ = replace_face(crop.image, f, z, alpha, c['weight'], c['detail'], c['limit'], c['cell'], c['refine'], c['weights'] or None); return Edit(out, mask, info or {})
+    def __call__(self, crop, z=None, *, rng=None)->Edit: # z: SFace code (128,) of the new face; None: the method's own
+        return self.draw(crop, **(self.decide(crop, rng) if z is None else dict(z=z)))
