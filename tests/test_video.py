@@ -71,6 +71,20 @@ def test_people_who_cross_are_told_apart_by_their_codes():
 def test_who_returns_is_the_same_unless_both_are_there(together):
     a = T.Track(seen={0: 0, 5: 1}, codes=[codes(0)]); b = T.Track(seen={(3 if together else 9): 2, 12: 3}, codes=[codes(0)]); assert T.same_people([a, b], .4) == ([0, 1] if together else [0, 0])
 
+def test_who_comes_in_from_the_side_is_known_by_the_better_view():
+    a = T.Track(seen={i: i for i in range(20)}, codes=[codes(0)]); b = T.Track(seen={30: 30, 33: 31}, codes=[codes(5), codes(0)]); assert T.same_people([a, b], .4) == [0, 0]
+
+def test_a_track_that_ended_before_a_cut_belongs_to_its_shot():
+    link = T.Linker(lambda x, f: codes(0), bridge=2); blank = np.zeros((200, 300, 3), np.uint8); link.step(0, blank, [face()], [0])
+    for i in range(1, 6): link.step(i, blank, [], [])
+    link.cut(6); assert link.finish(9)[0].shot == (0, 6)
+
+def test_nobody_is_drawn_over_somebody_else(tmp_path):
+    found = T.Found(tmp_path/'f'); a, b = T.Track(shot=(0, 5)), T.Track(shot=(0, 5))
+    for i in range(5): a.add(i, found.add(i, face(0)), face(0))
+    for i in (0, 4): b.add(i, found.add(i, face(4)), face(4))
+    t = T.Tracks(found, [a, b], [0, 1], 5); assert [s.person for s in t.faces(2)] == [0] and len(t.faces(0)) == 2
+
 def test_people_are_numbered_by_appearance():
     ts = [T.Track(seen={9: 0, 30: 1}, codes=[codes(0)]), T.Track(seen={0: 2, 3: 3}, codes=[codes(1)])]; assert T.same_people(ts, .4) == [1, 0]
 

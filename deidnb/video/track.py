@@ -87,7 +87,7 @@ class Linker:
     def __init__(self, encode, sure=.6, bridge=25, overlap=.15, every=20, margin=5): # encode: (rgb, Face) -> code (128,); score of a sure face; longest gap in frames; least overlap; frames between two codes; frames that are looked at beyond an end
         self.encode, self.sure, self.bridge, self.overlap, self.every, self.margin, self.tracks, self.open, self.first, self.past = encode, sure, bridge, overlap, every, margin, [], [], 0, deque(maxlen=max(1, margin))
     def cut(self, i):
-        for t in self.open: t.ends, t.shot = True, (self.first, i)
+        for t in self.tracks: t.ends, t.shot = True, (t.shot[0], i) if t.shot[1] is None else t.shot
         self.open, self.first = [], i; self.past.clear()
     def beyond(self, i, rgb):
         "Does the picture still, or already, show what no detector finds?"
@@ -110,7 +110,7 @@ class Linker:
         self.beyond(i, rgb)
     def put(self, t, i, rgb, f, k, z):
         t.add(i, k, f); t.sure |= f.score >= self.sure; t.look, t.after = glance(rgb, f.box), 0
-        if len(t.codes) == 0 or len(t.seen) % self.every == 5: t.codes.append(self.encode(rgb, f) if z is None else z)
+        if len(t.seen) in (1, 4) or len(t.seen) % self.every == 8: t.codes.append(self.encode(rgb, f) if z is None else z)
     def finish(self, n)->list:
         "Tracks that held a sure face; weak ones that no sure one continues are dropped"
         for t in self.tracks: t.shot = (t.shot[0], n) if t.shot[1] is None else t.shot
@@ -121,10 +121,10 @@ def mean_code(codes)->np.ndarray: # (n, 128) -> (128,) unit
     m = np.mean(codes, 0); return (m/np.linalg.norm(m)).astype(np.float32)
 
 def same_people(tracks, threshold)->list: # -> for each track the number of its person, by first appearance
-    "Long tracks first; each joins the person it is most like"
+    "Long tracks first; each joins the person that one of its views is most like"
     people, who = [], {}
     for j in sorted(range(len(tracks)), key=lambda j: -len(tracks[j].seen)):
-        t = tracks[j]; z = mean_code(t.codes); span = (min(t.seen), max(t.seen)); fits = [(float(mean_code(p['codes']) @ z), n) for n, p in enumerate(people) if not any(a <= span[1] and span[0] <= b for a, b in p['spans'])]; best = max(fits, default=(-1, None))
+        t = tracks[j]; span = (min(t.seen), max(t.seen)); fits = [(float((np.stack(t.codes) @ mean_code(p['codes'])).max()), n) for n, p in enumerate(people) if not any(a <= span[1] and span[0] <= b for a, b in p['spans'])]; best = max(fits, default=(-1, None))
         if best[0] >= threshold: n = best[1]
         else: n = len(people); people.append(dict(codes=[], spans=[]))
         people[n]['codes'] += list(t.codes); people[n]['spans'].append(span); who[j] = n
@@ -178,7 +178,9 @@ class Tracks:
         return (replace(a, source='beyond') if e == o else blend(b, a, 1 + abs(i-e)/abs(e-o))), 'beyond'
     def faces(self, i)->list: # of `Seen`, large to small
         "Who is in frame i"
-        out = [Seen(self.who[j], *self.face(j, i), j) for j in self.at.get(i, [])]; return sorted(out, key=lambda s: -s.face.size)
+        out = [Seen(self.who[j], *self.face(j, i), j) for j in self.at.get(i, [])]; found = np.stack([s.face.box for s in out if s.how == 'found']) if any(s.how == 'found' for s in out) else np.zeros((0, 4))
+        out = [s for s in out if s.how == 'found' or not len(found) or iou(s.face.box, found)[:, 1].max() < .6]      # behind somebody else, whose face is found
+        return sorted(out, key=lambda s: -s.face.size)
     def best(self, person, k=5)->list: # up to k (frame, track), spread over the person's time, the surest of each stretch
         "Frames to decide by"
         all_ = sorted((i, j) for j, (t, w) in enumerate(zip(self.tracks, self.who)) if w == person for i, n in t.seen.items() if self.found.score[n] > 0); parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
