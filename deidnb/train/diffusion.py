@@ -188,7 +188,7 @@ def evaluate(net, guess, d, held, A, B, steps=10)->dict:
 # %% ../../nbs/train/07_diffusion.ipynb #76669126
 WITHOUT = dict(nothing={}, texture=dict(prior=False), render=dict(config=dict(render=False)), attention=dict(config=dict(attention=False)), identity=dict(config=dict(identity=False)))
 
-def ablation(work, steps=400, people=64, names=tuple(WITHOUT), **kw): # steps of each training, held-out people, parts to leave out -> `Table`
+def ablation(work, steps=250, people=32, names=tuple(WITHOUT), **kw): # steps of each training, held-out people, parts to leave out -> `Table`
     "Train without each part, one after the other; a checkpoint each in work"
     from deidnb.measure.tables import Table
     t = Table(title='Trained without', meta=dict(steps=steps, people=people))
