@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEOS', 'EPILOG', 'safe', 'say', 'complain', 'box_arg', 'password', 'make', 'detections', 'deid', 'warning',
-           'deid_file', 'save_found', 'is_video', 'video_name', 'Bar', 'deid_video', 'audit', 'methods', 'assets',
-           'print_rows', 'demo', 'doctor_facts', 'doctor', 'paragraph', 'recover', 'turned', 'recover_video',
+           'receipt_path', 'deid_file', 'save_found', 'is_video', 'video_name', 'Bar', 'deid_video', 'audit', 'methods',
+           'assets', 'print_rows', 'demo', 'doctor_facts', 'doctor', 'paragraph', 'recover', 'turned', 'recover_video',
            'recover_parser', 'deid_parser', 'parser', 'evaluate', 'main']
 
 # %% ../nbs/15_cli.ipynb #7da7e63a
@@ -91,16 +91,21 @@ def warning(rec):
     why = {f['why'] for f in rec['receipt']['faces'] if f['why']}
     return f"{rec['receipt']['count']['fallback']} face(s) covered by a plain ellipse ({'; '.join(sorted(why))})"
 
+def receipt_path(a, out)->Path:
+    "Where the receipt goes; `OutputError` if something is there"
+    from deidnb.core import OutputError
+    note = out.with_name(out.name+'.receipt.json') if a.receipt is None else Path(a.receipt)
+    if note.exists() and not a.overwrite: raise OutputError('exists already', note, 'Pass --overwrite, or --receipt with another name.')
+    return note
+
 def deid_file(a, d, src, out, faces):
     "One photo to one file, its receipt beside it"
     from deidnb.batch import check_source
-    from deidnb.core import OutputError
     from deidnb.pipeline import protect_file
     from deidnb.report import write_json
     check_source(src)
     if out.exists() and out.samefile(src): raise ConfigError('source and destination are the same file', out, 'Originals are never touched.')
-    note = out.with_name(out.name+'.receipt.json') if a.receipt is None else Path(a.receipt)
-    if note.exists() and not a.overwrite: raise OutputError('exists already', note, 'Pass --overwrite, or --receipt with another name.')
+    note = receipt_path(a, out)
     if a.save_detections: save_found(a, d, src)
     rec = protect_file(d, src, out, src.name, a.metadata, a.overwrite, (faces or {}).get(src.name))
     write_json(note, rec['receipt'], a.overwrite)
@@ -137,11 +142,9 @@ class Bar:
 
 def deid_video(a, d, src, out)->int:
     "One video to one file, its receipt beside it"
-    from deidnb.core import OutputError
     from deidnb.report import write_json
-    out = video_name(out, src); note = out.with_name(out.name+'.receipt.json') if a.receipt is None else Path(a.receipt)
+    out = video_name(out, src); note = receipt_path(a, out)
     if a.seal or a.detections or a.save_detections or a.metadata != 'strip': raise ConfigError('--seal, --detections, --save-detections and --metadata are for photos', src, 'Leave them out.')
-    if note.exists() and not a.overwrite: raise OutputError('exists already', note, 'Pass --overwrite, or --receipt with another name.')
     bar = Bar(a.quiet); r = d.video(src, out, driver=a.driver, watch=a.watch, threads=max(2, a.jobs), overwrite=a.overwrite, progress=bar); bar.close(); write_json(note, r, a.overwrite)
     if r['covered'] or not r['people']: complain(f"{out}: {r['covered']} faces covered by a plain ellipse ({'; '.join(sorted({w for p in r['people'] for w in p['why']}))})" if r['people'] else f'{out}: no face found')
     if not a.quiet: say(f"{out}: {r['frames']} frames, {len(r['people'])} people protected, {r['covered']} faces covered, {r['fps']} frames a second   receipt: {note}")
@@ -150,16 +153,12 @@ def deid_video(a, d, src, out)->int:
 # %% ../nbs/15_cli.ipynb #396b6513
 def audit(a)->int:
     "Search every frame of a protected video for the people of the original"
-    import itertools
     from deidnb.faces.video import probe, read_video
-    from deidnb.measure.temporal import Auditor
+    from deidnb.measure.temporal import audit_frames
     from deidnb.measure.tables import save_tables
-    x, y = probe(a.original), probe(a.protected); bar, audit = Bar(a.quiet), Auditor()
+    x, y = probe(a.original), probe(a.protected); bar = Bar(a.quiet)
     if x.frames != y.frames or (x.width, x.height) != (y.width, y.height) and (x.width + x.width % 2, x.height + x.height % 2) != (y.width, y.height): raise InputError(f'has {y.frames} frames of {y.width} x {y.height}, the original {x.frames} of {x.width} x {x.height}', a.protected, 'Give a video and its protected version.')
-    for (i, _, p), (_, _, q) in zip(read_video(x), read_video(y)):
-        if i % a.every == 0: audit(i, p, q[:p.shape[0], :p.shape[1]])
-        bar('auditing', i+1, x.frames)
-    bar.close(); r = audit.result(); t = r.table()
+    r = audit_frames((p for *_, p in read_video(x)), (q[:x.height, :x.width] for *_, q in read_video(y)), a.every, lambda n: bar('auditing', n, x.frames)); bar.close(); t = r.table()
     if a.out: save_tables(t, a.out, 'audit', formats=('csv', 'json', 'md'))
     if not a.quiet: say(f'{a.protected}: {len(r.frames_leaked)} of {r.frames} frames leak{": " + ", ".join(map(str, r.frames_leaked[:20])) if r.frames_leaked else ""}; {len(r.missed)} frames in which only the original shows a face'); print(t.to_markdown())
     return 0 if r.ok else 1

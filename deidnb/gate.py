@@ -21,6 +21,8 @@ class Verdict:
     narrow: bool = False                       # a score lies within the margin below its threshold
     @property
     def passed(self): return bool(self.scores) and all(s['passed'] for s in self.scores.values())
+    @property
+    def why(self): return 'still recognised by ' + ', '.join(n for n,s in self.scores.items() if not s['passed'])   # the reason of a fallback
 
 def judge(
     name:str,    # the recogniser

@@ -186,7 +186,7 @@ def protect_face(d, source, current, face, noise):
     a = tries[-1]; v = a.verdict or Verdict()
     rec = FaceRecord(box, 'protected' if a.ok else 'fallback', v.scores, a.info, len(tries), v.refound, ms=round(1e3*(time.perf_counter()-t), 1))
     if a.ok: return a.image, rec
-    rec.why = a.error or 'still recognised by ' + ', '.join(n for n,s in v.scores.items() if not s['passed'])
+    rec.why = a.error or v.why
     rec.info, rec.scores = {}, {}
     return cover(current, face), rec
 

@@ -9,8 +9,9 @@ from deidnb.faces.align import umeyama
 from deidnb.faces.find import FaceFinder
 from deidnb.faces.masks import REGIONS, fill
 from deidnb.video import drivers as D, flow as F, track as T
+from deidnb.video.rendered import write_clip
 
-av = pytest.importorskip('av')
+pytest.importorskip('av')
 FINDER = FaceFinder(); A, B = example_faces(2)
 DATA = Path(os.environ['DEIDNB_DATA'])/'videos' if os.environ.get('DEIDNB_DATA') and (Path(os.environ['DEIDNB_DATA'])/'videos').is_dir() else None
 
@@ -24,12 +25,7 @@ def scene(n=16, who=((A, 10, 40, 1., 0.), (B, 200, 44, -.5, 0.)), size=(336, 192
         out.append(x.astype(np.uint8))
     return out
 
-def write(path, frames, fps=25, sound=False):
-    with av.open(str(path), 'w') as c:
-        s = c.add_stream('libx264', rate=fps); s.height, s.width = frames[0].shape[:2]; s.pix_fmt = 'yuv420p'; s.options = dict(crf='12')
-        for x in frames: c.mux(s.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
-        c.mux(s.encode())
-    return path
+def write(path, frames): return write_clip(path, frames, sound=False)
 
 @pytest.fixture(scope='module')
 def frames(): return scene()

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import InputError
-from .io import upright
+from .io import regular_file, upright
 
 # %% ../../nbs/faces/04_video.ipynb #238f02c8
 REPAIR = 'Copy it again. If this is all there is of it, take what is left: ffmpeg -i FILE -c:v libx264 -crf 12 -c:a copy repaired.mkv'
@@ -70,21 +70,10 @@ def damage_of(path)->str: # '' if nothing is wrong, or cannot be known
 FORMATS = 'mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,flv,asf,ogg,gif,dv,mxf,nut,ivf,mp3,wav,flac,aac' # FFmpeg's names; the last four have no picture
 MAX_PIXELS = 2**26            # of one picture: 8192 x 8192
 
-def _regular(path)->Path:
-    "The path, if there is a file with something in it"
-    path = Path(path)
-    try:
-        if path.is_dir(): raise InputError('is a folder', path, 'Give a video file.')
-        size = path.stat().st_size
-    except (OSError, ValueError) as e: raise InputError(f'cannot be read ({getattr(e, "strerror", None) or e})', path, 'Check the name and its permissions.') from e
-    if not path.is_file(): raise InputError('is not a regular file', path, 'Give a video file.')
-    if size == 0: raise InputError('is empty (0 bytes)', path, 'Copy the file again.')
-    return path
-
 def _open(path): # av container; close it after use
     "Open by content, from the disk only; `InputError` if it is no video or sound"
     import av
-    path = _regular(path)
+    path = regular_file(path, 'video')
     try: return av.open(str(path.absolute()), container_options=dict(protocol_whitelist='file', format_whitelist=FORMATS), metadata_errors='ignore')
     except PermissionError as e: raise InputError(f'cannot be read ({e.strerror})', path, 'Check its permissions.') from e
     except (av.FFmpegError, OSError, ValueError) as e:

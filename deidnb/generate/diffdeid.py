@@ -14,7 +14,7 @@ from ..faces.align import invert, warp
 from ..faces.masks import REGIONS, fill
 from .donor import carry_surroundings, soft
 from .donor_mesh import eye_distance
-from .fusion import SIDE, FusionSwap, aim, calm, calm_zone, crop_matrix, move_mesh, paste_face, seed_of, unit_code, view
+from .fusion import SIDE, FusionSwap, aim, calm, calm_zone, crop_matrix, move_mesh, noise_seed, paste_face, seed_of, unit_code, view
 from ..morphable.model import Coefficients
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #69ced9bb
@@ -154,9 +154,8 @@ class DiffDeID(FusionSwap):
         return None if level > 5 else DiffDeID(min(9, self.lds.level + level), weight=min(3., self.config['weight'] + .15*level), **self.args)
     def decide(self, crop, rng=None)->dict:
         "Code, shape, the noise to start from, shape and light of this frame"
-        import secrets
         from deidnb.generate.donor import known, own_code
-        seed = seed_of(rng, self.simulate); z, alpha = self.lds.person(known(crop.face, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate); return dict(z=z[0], alpha=alpha[0], noise=secrets.randbits(62) if seed is None else seed % 2**62, info=dict(level=self.lds.level)) | ((lambda c: dict(own=c.alpha, gamma=c.gamma))(fitted(crop.image, crop.face)[3]) if self.args['reenact'] and crop.face.landmarks is not None else {})
+        seed = seed_of(rng, self.simulate); z, alpha = self.lds.person(known(crop.face, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate); return dict(z=z[0], alpha=alpha[0], noise=noise_seed(seed), info=dict(level=self.lds.level)) | ((lambda c: dict(own=c.alpha, gamma=c.gamma))(fitted(crop.image, crop.face)[3]) if self.args['reenact'] and crop.face.landmarks is not None else {})
     def draw(self, crop, z, alpha=None, noise=0, own=None, gamma=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; shape and light of the first frame
         import torch
         f, c = crop.face, self.config; pipe, guess, A, B = load_diffdeid(c['weights'] or None)
@@ -165,6 +164,4 @@ class DiffDeID(FusionSwap):
         y = draw(pipe, with_texture(batch_of([e]), guess), self.args['steps'], torch.Generator().manual_seed(noise))[0]
         out, mask = paste_face(crop.image, f, y, *paste); return Edit(out, mask, info or {})
     def __call__(self, crop, z=None, *, alpha=None, rng=None)->Edit: # z: code (128,) of the new face, alpha: its shape (80,); None: the method's own
-        import secrets
-        if z is None: return self.draw(crop, **self.decide(crop, rng))
-        seed = seed_of(rng, self.simulate); return self.draw(crop, z, alpha, secrets.randbits(62) if seed is None else seed % 2**62)
+        return self.draw(crop, **self.decide(crop, rng)) if z is None else self.draw(crop, z, alpha, noise_seed(seed_of(rng, self.simulate)))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIDE', 'INNER', 'COVER', 'CELL', 'LINES', 'CALM', 'EYES', 'crop_matrix', 'move_mesh', 'drawing', 'coarse', 'layout',
            'view', 'texture', 'own_shape', 'aim_mesh', 'load_fusion', 'shape_of_code', 'draw_face', 'calm_zone', 'calm',
-           'unit_code', 'corrected', 'aim', 'keep_eyes', 'paste_face', 'replace_face', 'seed_of', 'FusionSwap']
+           'unit_code', 'corrected', 'aim', 'keep_eyes', 'paste_face', 'replace_face', 'seed_of', 'noise_seed',
+           'FusionSwap']
 
 # %% ../../nbs/generate/21_fusion.ipynb #2ca2620f
 import numpy as np, cv2
@@ -169,6 +170,11 @@ def replace_face(image, face, z,  # uint8 (h, w, 3) window, `Face` in it with a 
 def seed_of(rng, simulate): # numpy generator or whole number -> whole number for the mechanisms of `identity`; None unless simulated
     "Reproducible noise on request only"
     return None if not simulate or rng is None else rng if isinstance(rng, int) else int(rng.integers(2**62))
+
+def noise_seed(seed)->int: # what `seed_of` gave -> for torch's generators
+    "Secret unless simulated"
+    import secrets
+    return secrets.randbits(62) if seed is None else seed % 2**62
 
 class FusionSwap:
     "Replace the identity of a face by a code; everything else is drawn to stay"

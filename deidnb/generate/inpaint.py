@@ -11,7 +11,7 @@ import numpy as np, cv2, torch
 from ..compat import import_torchvision
 from ..core import ConfigError, Edit, Guarantee, InputError, package_dir
 from ..faces.align import invert, warp
-from .fusion import SIDE, crop_matrix, move_mesh, seed_of
+from .fusion import SIDE, crop_matrix, move_mesh, noise_seed, seed_of
 
 # %% ../../nbs/generate/32_inpaint.ipynb #7bc0d47c
 _ = import_torchvision()   # where torchvision is broken, diffusers would not import
@@ -85,10 +85,9 @@ class Inpaint:
         return self.sample(e, generator).permute(0, 2, 3, 1)[0].numpy()/2 + .5, s['mask']
     def sample(self, e, generator): return load_inpainter(self.weights)(e['masked'], e['rendered'], e['rho'], e['code'], e['hard'], e['known'], self.steps, generator)
     def __call__(self, crop, *, rng=None)->Edit:
-        import secrets
-        f, seed = crop.face, seed_of(rng, self.simulate)
+        f = crop.face
         if f.landmarks is None: raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
-        M = crop_matrix(f.points5, f.landmarks); x = warp(crop.image, M, (SIDE, SIDE)); y, m = self.paint(x, move_mesh(M, f.landmarks), torch.Generator().manual_seed(secrets.randbits(62) if seed is None else seed % 2**62))
+        M = crop_matrix(f.points5, f.landmarks); x = warp(crop.image, M, (SIDE, SIDE)); y, m = self.paint(x, move_mesh(M, f.landmarks), torch.Generator().manual_seed(noise_seed(seed_of(rng, self.simulate))))
         hw = crop.image.shape[:2]; y, m = warp(np.float32(255*y), invert(M), hw[::-1]), np.clip(warp(m, invert(M), hw[::-1]), 0, 1)
         return Edit((crop.image + (y-crop.image)*m[..., None]).round().clip(0, 255).astype(np.uint8), m)
 

@@ -9,7 +9,7 @@ __all__ = ['Audit', 'Auditor', 'audit_frames', 'Series', 'face_zone', 'Follower'
 import itertools, math
 import cv2, numpy as np
 from dataclasses import dataclass, field
-from ..core import ConfigError, InputError
+from ..core import InputError
 from ..faces.find import BLENDSHAPES
 from .tables import Table
 from .utility import expression_error, gaze_error, landmarks68, load_detector, match_face, pose_error
@@ -37,19 +37,18 @@ class Audit:
 # %% ../../nbs/measure/06_temporal.ipynb #7f6fb50d
 class Auditor:
     "Called with each frame of the source and of the result; `result()` at the end"
-    def __init__(self, experts=('sface', 'faceres', 'dlib'), detectors=('yunet', 'mtcnn'), fpr=1e-3, finder=None):
+    def __init__(self, experts=('sface', 'faceres', 'dlib'), detectors=('mtcnn',), fpr=1e-3, finder=None): # detectors: beside the finder's own
         from deidnb.gate import shared_finder
         from deidnb.identity.experts import load_expert
         self.experts = {e if isinstance(e, str) else e.name: load_expert(e) if isinstance(e, str) else e for e in experts}; self.detectors = [load_detector(d) for d in detectors]; self.finder = finder or shared_finder()
         self.out = Audit(leaked={n: [] for n in self.experts}, thresholds={n: float(e.threshold(fpr)) for n, e in self.experts.items()}, scores={n: [] for n in self.experts}); self.codes, self.seen, self.pending = {n: [] for n in self.experts}, [], []
     def __call__(self, i, source, result, faces=None): # frame number, uint8 pictures, `Face`s of the source
         o, faces = self.out, self.finder.find(source) if faces is None else faces; o.frames += 1; o.faces += len(faces)
-        found = self.finder.detect(result, min_score=.4); boxes = np.concatenate([np.asarray(d(result), float).reshape(-1, 5) for d in self.detectors[1:]] or [np.zeros((0, 5))])
+        found = self.finder.detect(result, min_score=.4); boxes = np.concatenate([np.asarray(d(result), float).reshape(-1, 5) for d in self.detectors] or [np.zeros((0, 5))])
         self.seen.append((i, len(faces), len(found) + len(boxes))); look = list(faces) + found
         if not faces and not found: return
         for n, e in self.experts.items():
-            own = e.encode([source]*len(faces), faces) if faces else np.zeros((0, 128)); new = e.encode([result]*len(look), look) if look else None
-            if new is None: continue
+            own = e.encode([source]*len(faces), faces) if faces else np.zeros((0, 128)); new = e.encode([result]*len(look), look)
             self.codes[n] += [own]*bool(len(own)); ref = own if len(own) else (self.codes[n][-1] if self.codes[n] else None); self.pending.append((n, i, new))
             if ref is None: continue
             s = max(float(np.max(e.score(np.repeat(r[None], len(new), 0), new))) for r in ref); self.note(n, i, s)
@@ -58,14 +57,17 @@ class Auditor:
         if s >= o.thresholds[n] and i not in o.leaked[n]: o.leaked[n].append(i)
     def result(self, people=None)->Audit: # people: recogniser -> codes (m, d) to search for as well, for instance other pictures of the same person
         "Everything, also against each person's mean"
+        refs = {n: [r for r in (self.mean(n), *(people or {}).get(n, [])) if r is not None] for n in self.experts}
         for n, i, new in self.pending:
-            for r in ([self.mean(n)] if people is None else [self.mean(n), *people.get(n, [])]):
-                if r is not None: self.note(n, i, float(np.max(self.experts[n].score(np.repeat(r[None], len(new), 0), new))))
+            for r in refs[n]: self.note(n, i, float(np.max(self.experts[n].score(np.repeat(r[None], len(new), 0), new))))
         shown = [i for i, f, k in self.seen if k]; self.out.missed = [i for i, f, k in self.seen if f and not k and shown and shown[0] < i < shown[-1]]
         for v in self.out.leaked.values(): v.sort()
         return self.out
     def mean(self, n): # only where one person is in the video: the mean of several people is nobody
-        c = self.codes[n]; return None if not c or any(len(x) != 1 for x in c) else np.concatenate(c).mean(0)/np.linalg.norm(np.concatenate(c).mean(0)) if n != 'dlib' else np.concatenate(c).mean(0)
+        from deidnb.identity.experts import unit
+        c = self.codes[n]
+        if not c or any(len(x) != 1 for x in c): return None
+        m = np.concatenate(c).mean(0); return m if n == 'dlib' else unit(m)
 
 def audit_frames(source, result, every=1, progress=None, **kw)->Audit: # iterables of uint8 pictures
     "Audit of two videos that are in memory or come as streams"

@@ -60,13 +60,14 @@ def other_example(d, i, spread, rows, A, B, rng)->dict: # row; mean and Cholesky
 def drawer(d, rows, kinds, task='diffdeid', steps=1000, others=0, A=None, B=None): # others: how many faces are to become somebody else
     "A function that draws a batch from a generator"
     import torch
+    from deidnb.generate.diffdeid import batch_of
     mu = d['code'][rows].mean(0); spread = mu, np.linalg.cholesky(np.cov(d['code'][rows].T) + 1e-5*np.eye(d['code'].shape[1]))
     can = {k: (r := rows[rows < len(d[k]['rho'])])[np.abs(d[k]['rho'][r]).sum(1) > 0] for k in set(kinds)}
     def draw(rng):
         e = [example(d, rng.choice(can[k]), k, rng, task) for k in kinds]; t = lambda k: torch.from_numpy(np.stack([np.asarray(x[k], np.float32) for x in e])); image = lambda k: t(k).permute(0, 3, 1, 2)
         when = (rng.permutation(len(e)) + rng.random(len(e)))/len(e)*steps      # one of each stretch of the schedule
         b = {k: image(k) for k in ('known', 'target', 'masked', 'rendered')} | dict(mask=t('mask')[:, None], hard=t('hard')[:, None], grid=t('grid'), rho=t('rho'), code=t('code'), t=torch.from_numpy(when.astype(np.int64)), noise=torch.from_numpy(rng.standard_normal((len(e), 3, SIDE, SIDE)).astype(np.float32)))
-        if others: e = [other_example(d, rng.choice(can['own']), spread, rows, A, B, rng) for _ in range(others)]; b['other'] = {k: image(k) for k in ('known', 'masked', 'rendered')} | {k: t(k)[:, None] for k in ('mask', 'hard', 'zone')} | {k: t(k) for k in ('grid', 'rho', 'code', 'own')} | dict(t=torch.from_numpy(rng.integers(200, steps, others)), noise=torch.from_numpy(rng.standard_normal((others, 3, SIDE, SIDE)).astype(np.float32)))
+        if others: e = [other_example(d, rng.choice(can['own']), spread, rows, A, B, rng) for _ in range(others)]; b['other'] = batch_of(e) | dict(zone=t('zone')[:, None], own=t('own'), t=torch.from_numpy(rng.integers(200, steps, others)), noise=torch.from_numpy(rng.standard_normal((others, 3, SIDE, SIDE)).astype(np.float32)))
         return b
     return draw
 
@@ -140,11 +141,12 @@ def train(work, preset='compact', pictures=None, seed:int=20261122, device=None,
     c, w = RUNS[preset] | kw, WEIGHTS | (weights or {}); d, rows, held, texture, A, B = prepare(pictures, c, work, seed, workers, progress); torch.manual_seed(seed)
     acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev); guess = guess_of(*texture).to(dev)
     net = Denoiser(**DENOISERS['compact'] | TASKS[task] | (config or {})).to(dev, memory_format=cl); ema = Ema(net, .998); o = torch.optim.Adam(net.parameters(), lr, betas=(.9, .99)); bar = torch.as_tensor(schedule(), device=dev); low = Running()
+    def given(b): b = {k: v.to(dev) for k, v in b.items()}; return with_texture(b, guess) if prior and task == 'diffdeid' else b
     def step(b, i):
-        to = lambda b: (b := {k: v.to(dev) for k, v in b.items()}) and (with_texture(b, guess) if prior and task == 'diffdeid' else b); o2 = b.pop('other', None); b = to(b)
+        other = b.pop('other', None); b = given(b)
         for g in o.param_groups: g['lr'] = lr*rate(i, c['steps'], c['steps'])
         t, _ = losses(net, parts, b, bar, acc.autocast, switch is None or low.value < switch); low.update(t['denoise'].item())
-        if o2 is not None and i >= c['last']: t |= follow(net, parts, to(o2), bar, acc.autocast)[0]
+        if other is not None and i >= c['last']: t |= follow(net, parts, given(other), bar, acc.autocast)[0]
         loss = sum(w[k]*v for k, v in t.items() if k != 'id' or task == 'diffdeid'); descend(o, loss, clip=1., accelerator=acc); ema.update(net)
         return dict(loss=loss.item()) | dict.fromkeys(('perceptual', 'id', 'follow', 'source', 'utility') if task == 'diffdeid' else ('perceptual', 'id'), 0.) | {k: v.item() for k, v in t.items()}
     n = c['kinds']; log = run(step, drawer(d, rows, ['own']*n[0] + ['teacher']*n[1], task, 1000, c['others'] if task == 'diffdeid' else 0, A, B), c['steps'], Path(work)/(name or ('diffusion' if task == 'diffdeid' else task)), dict(net=net, ema=ema, optimiser=o, low=low), seed=seed, device=dev, each=25, stop_after=stop_after, every=240, show=show and (lambda i, l: show(i, l, ema.net, guess, d, held, A, B)), progress=progress)

@@ -7,17 +7,16 @@ __all__ = ['DRIVERS', 'Person', 'drawn', 'mask_of', 'decide', 'PerFrame', 'Carri
            'kept_people', 'people_of', 'protect_video', 'Tally', 'video_receipt']
 
 # %% ../../nbs/video/02_drivers.ipynb #fb6a25a4
-import json, time, warnings
-import cv2, numpy as np
-from collections import deque
+import json, time
+import numpy as np
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import ConfigError, DeidnbError, InputError, rng
-from ..faces.align import paste
+from ..faces.align import invert, paste, warp
 from ..gate import Verdict, ladder
 from ..pipeline import Deidentifier, blur_all, check_edit, cover, cut, guarantee_of, plain, selected
 from .flow import MotionFlow, put_back
-from .track import Tracks, mean_code, track
+from .track import ahead, mean_code, track
 
 # %% ../../nbs/video/02_drivers.ipynb #12e76213
 @dataclass
@@ -32,19 +31,19 @@ class Person:
     attempts: int = 0
     why: str = ''
 
-def drawn(p:Person, frame, current, face, noise): # the frame as it was, as it is so far, `Face`, generator of random numbers -> frame, mask (h, w), why not
+def drawn(p:Person, current, face, noise): # the frame as it is so far, `Face`, generator of random numbers -> frame, (crop, edit) that was pasted, why not
     "One face of one frame; covered if that fails"
     try:
         if p.generator is None: raise ValueError(p.why or 'no way to draw this person')
         if getattr(p.generator, 'needs_mesh', False) and face.landmarks is None: raise ValueError('no mesh fits this face')
-        crop = cut(p.generator, current, replace(face, notes={'sface': p.code})); e = check_edit(crop, p.generator(crop, rng=noise) if p.decision is None else p.generator.draw(crop, **p.decision)); out = paste(current, crop, e); return out, mask_of(frame.shape[:2], crop, e), ''
+        crop = cut(p.generator, current, replace(face, notes={'sface': p.code})); e = check_edit(crop, p.generator(crop, rng=noise) if p.decision is None else p.generator.draw(crop, **p.decision)); out = paste(current, crop, e); return out, (crop, e), ''
     except DeidnbError as e:
         if e.exit_code == 4: raise      # a missing model is no reason to cover everybody
         return cover(current, face), None, str(e)
     except Exception as e: return cover(current, face), None, f'{type(e).__name__}: {e}'[:200]
 
 def mask_of(hw, crop, edit)->np.ndarray: # float32 (h, w)
-    from deidnb.faces.align import invert, warp
+    "Where the frame changed"
     return np.clip(warp(np.float32(edit.mask), invert(crop.matrix), hw[::-1], border='zero'), 0, 1)
 
 def decide(d:Deidentifier, number, code, views, noise)->Person: # views: [(frame, Face)], the best of the person's
@@ -57,7 +56,7 @@ def decide(d:Deidentifier, number, code, views, noise)->Person: # views: [(frame
         except (ValueError, InputError) as e: p.why = str(e); continue
         p.info = dict((p.decision or {}).get('info') or {}, escalation=level); worst = -np.inf
         for x, f, o in views:
-            y, _, why = drawn(p, x, x, f, noise); v = d.gate.check(x, y, f, o) if d.gate and not why else Verdict(); p.why = why or ('' if v.passed or not d.gate else 'still recognised by ' + ', '.join(n for n, s in v.scores.items() if not s['passed'])); worst = max(worst, v.excess)
+            y, _, why = drawn(p, x, f, noise); v = d.gate.check(x, y, f, o) if d.gate and not why else Verdict(); p.why = why or ('' if v.passed or not d.gate else v.why); worst = max(worst, v.excess)
             for n, s in v.scores.items():
                 if n not in p.scores or s['score'] is None or s['score'] > p.scores[n]['score']: p.scores[n] = s
             if p.why: break
@@ -74,7 +73,7 @@ class PerFrame:
         out, whys = frame, []
         for s in seen:
             if s.how == 'lost': out, why = cover(out, s.face), 'out of sight for too long'
-            else: out, _, why = drawn(self.people[s.person], frame, out, s.face, self.noise)
+            else: out, _, why = drawn(self.people[s.person], out, s.face, self.noise)
             whys.append(why)
         return out, whys
 
@@ -95,18 +94,18 @@ class Flow:
         self.states = {k: v for k, v in self.states.items() if k in {s.track for s in seen}}; return out, whys
     def one(self, i, frame, current, s):
         f, p, c = s.face, self.people[s.person], self.states.setdefault(s.track, Carried())
-        if s.how == 'lost' or p.generator is None or f.landmarks is None: c.flow = None; return drawn(p, frame, current, f, self.noise)[::2] if s.how != 'lost' else (cover(current, f), 'out of sight for too long')
+        if s.how == 'lost' or p.generator is None or f.landmarks is None: c.flow = None; return drawn(p, current, f, self.noise)[::2] if s.how != 'lost' else (cover(current, f), 'out of sight for too long')
         step = None
         if c.flow is not None:
             step = c.flow.step(frame, f)
             if not step['due']: return self.faded(c, frame, current, f, put_back(current, f, step)), ''
-        y, m, why = drawn(p, frame, current, f, self.noise)
+        y, pasted, why = drawn(p, current, f, self.noise)
         if why: c.flow = None; return y, why
         if closed(f): c.flow = None; return y, ''
         if step is not None: c.old, c.fade = c.flow, self.fade; shown = put_back(current, f, step); y2 = self.mix(shown, y, 1/(self.fade+1))
         else: y2 = y
         again = self.finder.find(y, max_faces=8); near = min(again, key=lambda g: np.linalg.norm(g.points5.mean(0) - f.points5.mean(0)), default=None); Q = near.landmarks if near is not None and near.landmarks is not None and np.linalg.norm(near.points5.mean(0) - f.points5.mean(0)) < .3*f.size else None
-        c.flow = MotionFlow(self.mode, self.bound); c.flow.start(frame, f, y, m, Q); c.keys += 1; return y2, ''
+        c.flow = MotionFlow(self.mode, self.bound); c.flow.start(frame, f, y, mask_of(frame.shape[:2], *pasted), Q); c.keys += 1; return y2, ''
     def faded(self, c, frame, current, f, new):
         "While a transition lasts, some of what the last keyframe gives"
         if c.fade <= 0 or c.old is None: return new
@@ -132,7 +131,7 @@ class Watch:
         for k, s in enumerate(seen):
             if whys[k] or not (i % self.every == 0 or self.alarm.get(s.track)): continue
             v = self.gate.check(frame, out, s.face, self.gate.codes(frame, s.face)); self.alarm[s.track] = not v.passed
-            if not v.passed: out, whys[k] = cover(out, s.face), 'still recognised by ' + ', '.join(n for n, c in v.scores.items() if not c['passed'])
+            if not v.passed: out, whys[k] = cover(out, s.face), v.why
         return out, whys
 
 # %% ../../nbs/video/02_drivers.ipynb #a2064640
@@ -153,11 +152,9 @@ def kept_people(path, d)->list|None:
         n = w['number']; out.append(Person(n, a[f'{n}.code'], None if w['rung'] is None else rungs[w['rung']], None if w['names'] is None else {k: w['plain'][k] if k in w['plain'] else a[f'{n}.{k}'] for k in w['names']}, w['info'], w['scores'], w['attempts'], w['why']))
     return out
 
-def people_of(d, T, views, noise, progress=None)->list: # views: {frame number: frame} of `T.best`
+def people_of(d, T, views, noise)->list: # views: {frame number: frame} of `T.best`
     "A decision for everybody who is to be protected"
-    out = []
-    for n in T.people: out.append(decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views], noise))
-    return out
+    return [decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views], noise) for n in T.people]
 
 # %% ../../nbs/video/02_drivers.ipynb #716039d3
 def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov, .mkv)
@@ -167,7 +164,6 @@ def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov
                   progress=None,       # called with a word, a number and the whole number
                   **options)->dict: # of the driver -> receipt
     "Nothing is written unless every found face was changed or covered"
-    from concurrent.futures import ThreadPoolExecutor
     from deidnb.faces.video import probe, read_video
     from deidnb.faces.video_write import VideoWriter
     from deidnb.methods import METHODS
@@ -181,35 +177,27 @@ def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov
         people = kept_people(w.work/'people.npz', d) if w.start else None
         if people is None:
             need = sorted({i for n in T.people for i, _ in T.best(n)}); views = {i: x for i, _, x in read_video(info, stop=need[-1]+1, damaged=True) if i in set(need)} if need else {}; people = people_of(d, T, views, noise); keep_people(w.work/'people.npz', people)
-        decided = time.perf_counter(); drive, guard, tally = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, watch), Tally(people, T); state = w.state or {}; tally.restore(state)
-        def one(i, x):
-            seen = [s for s in T.faces(i) if selected(s.face, d.only, d.exclude)]; out, whys = drive(i, x, seen) if seen else (x, [])
+        decided = time.perf_counter(); drive, guard, tally = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, watch), Tally(people, w.state); w.state = tally.state
+        def one(item):
+            i, _, x = item; seen = [s for s in T.faces(i) if selected(s.face, d.only, d.exclude)]; out, whys = drive(i, x, seen) if seen else (x, [])
             if not T.people and d.on_no_face == 'blur-all': out = blur_all(x)
             return seen, *guard(i, x, out, seen, whys)
-        def take():
-            i, t, job = jobs.popleft(); seen, out, whys = job.result() if threads > 1 else job; tally.add(i, seen, whys); w.state = tally.state(); w.write(t, out); say('drawing', i+1, info.frames)
-        jobs = deque()
-        with ThreadPoolExecutor(1 if drive.ordered else max(1, threads)) as pool:
-            for i, t, x in read_video(info, w.start, after=w.after, damaged=damaged):
-                jobs.append((i, t, pool.submit(one, i, x) if threads > 1 else one(i, x)))
-                if len(jobs) > 2*threads: take()
-            while jobs: take()
+        for (i, t, _), (seen, out, whys) in ahead(one, read_video(info, w.start, after=w.after, damaged=damaged), 1 if drive.ordered else threads): tally.add(i, seen, whys); w.write(t, out); say('drawing', i+1, info.frames)
         T.found.close()
     return video_receipt(d, driver, people, T, tally, w.result, dict(find=found-began, decide=decided-found, draw=time.perf_counter()-decided))
 
 # %% ../../nbs/video/02_drivers.ipynb #f8f05bff
 class Tally:
     "What happened to each person, frame by frame"
-    def __init__(self, people, T): self.count = {p.number: dict(found=0, between=0, beyond=0, lost=0, covered=0) for p in people}; self.why, self.frames, self.bare = {}, {}, 0
+    def __init__(self, people, state=None): # state: of an interrupted run, from JSON
+        old = {k: {int(n): v for n, v in (state or {}).get(k, {}).items()} for k in ('count', 'why', 'frames')}; self.count = old['count'] or {p.number: dict(found=0, between=0, beyond=0, lost=0, covered=0) for p in people}; self.why, self.frames = old['why'], old['frames']
     def add(self, i, seen, whys):
         for s, why in zip(seen, whys):
             c = self.count[s.person]; c[s.how] += 1
             if why: c['covered'] += 1; self.why.setdefault(s.person, {}); self.why[s.person][why] = self.why[s.person].get(why, 0) + 1
             a = self.frames.setdefault(s.person, [i, i]); a[1] = i
-    def state(self): return json.loads(json.dumps(dict(count=self.count, why=self.why, frames=self.frames)))
-    def restore(self, s):
-        for k in ('count', 'why', 'frames'):
-            if k in s: setattr(self, k, {int(n): v for n, v in s[k].items()})
+    @property
+    def state(self): return dict(count=self.count, why=self.why, frames=self.frames) # grows on; the writer keeps it as JSON with each piece
 
 def video_receipt(d, driver, people, T, tally, info, seconds)->dict:
     "JSON-ready account of one video"

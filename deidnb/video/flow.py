@@ -9,8 +9,9 @@ __all__ = ['MODES', 'face_square', 'side_for', 'grid', 'mesh_map', 'sample', 'di
 # %% ../../nbs/video/01_flow.ipynb #986f61e1
 import cv2, numpy as np
 from functools import lru_cache
-from ..core import ConfigError, Face
+from ..core import ConfigError
 from ..faces.align import invert, umeyama, warp
+from ..faces.find import wrap_degrees
 from ..faces.masks import REGIONS, fill
 from ..generate.donor import keep_parts, skirt, skirt_triangles, soft
 from ..generate.donor_mesh import eye_distance, warp_map
@@ -38,8 +39,8 @@ def sample(x, m, border=cv2.BORDER_REPLICATE): # picture or map, (side, side, 2)
     return cv2.remap(x, m[..., 0], m[..., 1], cv2.INTER_LINEAR, borderMode=border)
 
 # %% ../../nbs/video/01_flow.ipynb #eb7a41cf
-@lru_cache(2)
-def dis(preset='fast'): return cv2.DISOpticalFlow_create(dict(ultrafast=cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, fast=cv2.DISOPTICAL_FLOW_PRESET_FAST, medium=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)[preset])
+@lru_cache(1)
+def dis(): return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
 def grey(x): return cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
 
@@ -66,7 +67,7 @@ class MotionFlow:
         self.mode, self.bound, self.turn, self.anchor, self.side, self.key = mode, bound, turn, anchor, side, None
     def start(self, image, face, result, mask, Q=None): # uint8 frame; `Face` with a mesh; the protected frame; float (h, w) where it changed; mesh of the new face
         "A keyframe"
-        s = self.side = self.side or side_for(face); M = face_square(face, s); A = warp(image, M, (s, s)); P = move_mesh(M, face.landmarks); R, m = warp(result, M, (s, s)).astype(np.float32), warp(np.float32(mask), M, (s, s), border='zero'); m = m*np.maximum(around(P, s), around(P if Q is None else move_mesh(M, Q), s)); self.key = dict(A=A.astype(np.float32), P=P, R=R, m=m, Q=P if Q is None else move_mesh(M, Q), pose=face.pose)
+        s = self.side = self.side or side_for(face); M = face_square(face, s); A = warp(image, M, (s, s)); P = move_mesh(M, face.landmarks); Q = P if Q is None else move_mesh(M, Q); R, m = warp(result, M, (s, s)).astype(np.float32), warp(np.float32(mask), M, (s, s), border='zero'); m = m*np.maximum(around(P, s), around(Q, s)); self.key = dict(A=A.astype(np.float32), P=P, R=R, m=m, Q=Q, pose=face.pose)
         self.map, self.last, self.P, self.error = grid(s).copy(), grey(A), P, 0.
     def step(self, image, face)->dict: # the next frame and the face in it -> picture, mask (square), error, whether a new keyframe is due, matrix
         "The protected face in the square of this frame"
@@ -78,7 +79,7 @@ class MotionFlow:
             else: self.map = sample(self.map, flow); self.map = self.map + self.anchor*cv2.GaussianBlur((direct - self.map)*on[..., None], (0, 0), .03*s); self.map = self.map + (direct - self.map)*lids_and_lips(P, s)[..., None]
         self.last, self.P = now, P; seen, R, m = sample(k['A'], self.map), sample(k['R'], self.map), np.clip(sample(k['m'], self.map, cv2.BORDER_CONSTANT), 0, 1); small = lambda v: cv2.blur(v, (s//6, s//6)); gain = np.clip((small(A.astype(np.float32)) + 8)/(small(seen) + 8), .75, 1.33)
         skin = fill((s, s), P[REGIONS['oval']])*(1 - fill((s, s), P[REGIONS['lips_outer']]))*(1 - fill((s, s), P[REGIONS['left_eye']]))*(1 - fill((s, s), P[REGIONS['right_eye']])) > .5; self.error = float(np.abs(cv2.blur(seen*gain - A, (3, 3)))[skin].mean()) if skin.any() else 255.
-        turned = 0. if face.pose is None or k['pose'] is None else float(np.abs((np.asarray(face.pose) - k['pose'] + 180) % 360 - 180).max()); S = umeyama(k['P'][:, :2], P[:, :2]); Q = P.copy(); Q[:, :2] += (k['Q'] - k['P'])[:, :2] @ S[:, :2].T; m = m*np.maximum(around(P, s, 1.04), around(Q, s, 1.04))
+        turned = 0. if face.pose is None or k['pose'] is None else float(np.abs(wrap_degrees(face.pose - k['pose'])).max()); S = umeyama(k['P'][:, :2], P[:, :2]); Q = P.copy(); Q[:, :2] += (k['Q'] - k['P'])[:, :2] @ S[:, :2].T; m = m*np.maximum(around(P, s, 1.04), around(Q, s, 1.04))
         return dict(image=np.clip(R*gain, 0, 255), own=A, mask=m, P=P, Q=Q, M=M, error=self.error, due=self.error > self.bound or turned > self.turn)
 
 # %% ../../nbs/video/01_flow.ipynb #7f40764d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'FIELDS', 'pack', 'unpack', 'Found', 'thumbnail', 'Cuts', 'Track', 'assign', 'glance', 'alike', 'Linker',
-           'mean_code', 'same_people', 'one_euro', 'steady', 'Seen', 'blend', 'Tracks', 'track']
+           'mean_code', 'same_people', 'one_euro', 'steady', 'Seen', 'blend', 'Tracks', 'ahead', 'track']
 
 # %% ../../nbs/video/00_track.ipynb #49b64b2d
 import cv2, numpy as np
@@ -57,7 +57,6 @@ class Track:
     seen: dict = field(default_factory=dict)   # frame -> number of the detection
     codes: list = field(default_factory=list)  # SFace codes (128,) of some frames
     sure: bool = False                         # at least one detection reached the full score
-    ends: bool = False                         # closed by a cut or by absence
     shot: tuple = (0, None)                    # first frame of its shot, and first frame after it
     box: np.ndarray = None; speed: np.ndarray = None; last: int = 0
     look: np.ndarray = None                    # what the box showed last
@@ -87,7 +86,7 @@ class Linker:
     def __init__(self, encode, sure=.6, bridge=25, overlap=.15, every=20, margin=5): # encode: (rgb, Face) -> code (128,); score of a sure face; longest gap in frames; least overlap; frames between two codes; frames that are looked at beyond an end
         self.encode, self.sure, self.bridge, self.overlap, self.every, self.margin, self.tracks, self.open, self.first, self.past = encode, sure, bridge, overlap, every, margin, [], [], 0, deque(maxlen=max(1, margin))
     def cut(self, i):
-        for t in self.tracks: t.ends, t.shot = True, (t.shot[0], i) if t.shot[1] is None else t.shot
+        for t in self.tracks: t.shot = (t.shot[0], i) if t.shot[1] is None else t.shot
         self.open, self.first = [], i; self.past.clear()
     def beyond(self, i, rgb):
         "Does the picture still, or already, show what no detector finds?"
@@ -100,7 +99,7 @@ class Linker:
         self.past.append(rgb)
     def step(self, i, rgb, faces, numbers):
         "Faces of frame i and their numbers in the log"
-        for t in [t for t in self.open if i - t.last > self.bridge]: t.ends = True; self.open.remove(t)
+        for t in [t for t in self.open if i - t.last > self.bridge]: self.open.remove(t)
         over = np.array([[iou(f.box, t.expect(i)[None])[0, 0] for f in faces] for t in self.open]).reshape(len(self.open), len(faces)); cost = np.where(over > self.overlap, 1 - over, 10.); doubt = (over > self.overlap).sum(1).max(initial=0) > 1 or (over > self.overlap).sum(0).max(initial=0) > 1
         codes = [self.encode(rgb, f) if doubt else None for f in faces]
         if doubt: cost = cost - np.array([[.8*max(0., float(np.mean(t.codes, 0) @ z)) for z in codes] for t in self.open]).reshape(cost.shape)
@@ -171,8 +170,9 @@ class Tracks:
         near = [k for k in range(i-6, i+7) if k in t.seen and all(m in t.seen for m in range(min(i, k), max(i, k)))]; fs = [self.found[t.seen[k]] for k in near]; ok = [k for k, g in zip(near, fs) if g.landmarks is not None]; fs = [g for g in fs if g.landmarks is not None]; p = ok.index(i); unit = max(float(np.linalg.norm(f.landmarks[33, :2] - f.landmarks[263, :2])), 1.)/60
         x = steady(np.stack([np.concatenate([g.landmarks, np.c_[g.points5, np.zeros(5)]]) for g in fs])/unit, fps=self.fps)[p]*unit; return replace(f, landmarks=x[:478], points5=x[478:, :2])
     def face(self, j, i)->tuple: # Face, how
-        t = self.tracks[j]; frames = np.array(sorted(t.seen)); p = np.searchsorted(frames, i)
+        t = self.tracks[j]
         if i in t.seen: return self.look(j, i), 'found'
+        frames = np.array(list(t.seen)); p = np.searchsorted(frames, i)     # `seen` grows with time
         if 0 < p < len(frames): a, b = int(frames[p-1]), int(frames[p]); return blend(self.look(j, a), self.look(j, b), (i-a)/(b-a)), 'between' if b - a <= self.draw else 'lost'
         e = int(frames[0] if p == 0 else frames[-1]); o = int(frames[min(2, len(frames)-1)] if p == 0 else frames[max(-3, -len(frames))]); a, b = self.look(j, e), self.look(j, o)
         return (replace(a, source='beyond') if e == o else blend(b, a, 1 + abs(i-e)/abs(e-o))), 'beyond'
@@ -183,28 +183,31 @@ class Tracks:
         return sorted(out, key=lambda s: -s.face.size)
     def best(self, person, k=5)->list: # up to k (frame, track), spread over the person's time, the surest of each stretch
         "Frames to decide by"
-        all_ = sorted((i, j) for j, (t, w) in enumerate(zip(self.tracks, self.who)) if w == person for i, n in t.seen.items() if self.found.score[n] > 0); parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
+        all_ = sorted((i, j) for j, (t, w) in enumerate(zip(self.tracks, self.who)) if w == person for i in t.seen); parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
         return [max((all_[a] for a in p), key=lambda q: self.found.score[self.tracks[q[1]].seen[q[0]]]) for p in parts]
 
 # %% ../../nbs/video/00_track.ipynb #fbd80c54
+def ahead(f, items, threads=2): # -> (item, f(item)), in order
+    "Done by threads, a few items ahead"
+    from concurrent.futures import ThreadPoolExecutor
+    jobs, threads = deque(), max(1, threads); take = lambda x, job: (x, job.result())
+    with ThreadPoolExecutor(threads) as pool:
+        for x in items:
+            jobs.append((x, pool.submit(f, x)))
+            if len(jobs) > 2*threads: yield take(*jobs.popleft())
+        while jobs: yield take(*jobs.popleft())
+
+# %% ../../nbs/video/00_track.ipynb #c992a785
 def track(frames,          # iterable of uint8 (h, w, 3)
           path,            # file for the detections
           finder=None, threads=2, fps=25., min_score=.6, weak=.3, margin=5, expert=None, progress=None)->Tracks: # progress: called with the number of each frame; expert: recogniser of tracks, default SFace
     "Who is where"
-    from concurrent.futures import ThreadPoolExecutor
     from deidnb.identity.experts import load_expert
     if not 0 < weak <= min_score < 1: raise ConfigError(f'must satisfy 0 < weak <= min_score < 1, got {weak} and {min_score}', 'track')
     if finder is None: from deidnb.gate import shared_finder; finder = shared_finder()
-    e = expert or load_expert('sface'); found, cuts, n, jobs = Found(path), Cuts(), 0, deque(); linker = Linker(lambda x, f: e.encode([x], [f])[0], min_score, bridge=max(2, round(fps)), every=max(6, round(.8*fps)), margin=margin)
-    def take():
-        nonlocal n
-        x, job = jobs.popleft(); faces = job.result()
+    e = expert or load_expert('sface'); found, cuts, n = Found(path), Cuts(), 0; linker = Linker(lambda x, f: e.encode([x], [f])[0], min_score, bridge=max(2, round(fps)), every=max(6, round(.8*fps)), margin=margin)
+    for x, faces in ahead(lambda x: finder.find(x, min_score=weak), frames, threads):
         if cuts(x): linker.cut(n)
         linker.step(n, x, faces, [found.add(n, f) for f in faces]); n += 1
         if progress: progress(n)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for x in frames:
-            jobs.append((x, pool.submit(finder.find, x, min_score=weak)))
-            if len(jobs) > 2*threads: take()
-        while jobs: take()
     tracks = linker.finish(n); return Tracks(found, tracks, same_people(tracks, e.threshold(1e-3)), n, fps)
