@@ -26,9 +26,11 @@ def _read_manifest(path, stamp)->dict:
     "One manifest as {name: row}, checked"
     import yaml
     try: rows = yaml.load(Path(path).read_text('utf-8'), getattr(yaml, 'CSafeLoader', yaml.SafeLoader)) or {}
-    except (OSError, yaml.YAMLError) as e: raise ConfigError('is not a readable manifest', path, 'Install the package again.') from e
+    except (OSError, yaml.YAMLError) as e:
+        raise ConfigError('is not a readable manifest', path, 'Install the package again.') from e
     if isinstance(rows, list): rows = {r.get('name') or PurePosixPath(r.get('file', '')).stem: r for r in rows}
-    rows = {n: _own_file(r) | r if 'file' in r and 'sha256' in r and 'source' not in r and 'weights' in Path(path).name else r for n,r in rows.items()}
+    rows = {n: _own_file(r) | r if 'file' in r and 'sha256' in r and 'source' not in r and 'weights' in Path(path).name
+            else r for n,r in rows.items()}
     for n,r in rows.items():
         lacks = [k for k in ('licence', 'source' if 'models' in Path(path).name else 'licence') if not r.get(k)]
         if not n or lacks: raise ConfigError(f'row {n!r} lacks {", ".join(lacks)}', path)
@@ -37,7 +39,8 @@ def _read_manifest(path, stamp)->dict:
 def _own_file(r)->dict:
     "What a row of weights.yaml leaves out: its file lies in the package"
     p = PurePosixPath(r['file'].removeprefix('deidnb/'))
-    return dict(source=f'path:{p}', files={p.name: {k: r[k] for k in ('sha256', 'size') if k in r}}, needed_by=[], about=f'trained here: {p.stem}')
+    return dict(source=f'path:{p}', files={p.name: {k: r[k] for k in ('sha256', 'size') if k in r}}, needed_by=[],
+                about=f'trained here: {p.stem}')
 
 def load_manifest(kind='models')->dict:
     "The rows of models.yaml, weights.yaml or datasets.yaml as {name: row}"
@@ -58,20 +61,25 @@ def user_dir()->Path:
 def safe_name(name:str)->str:
     "A relative file name with forward slashes, or `AssetError`: nothing absolute, no '..', no drive, no backslash"
     p = PurePosixPath(name)
-    if not name or p.is_absolute() or '..' in p.parts or '\\' in name or ':' in name or '\0' in name: raise AssetError('is not a safe file name', repr(name))
+    if not name or p.is_absolute() or '..' in p.parts or '\\' in name or ':' in name or '\0' in name:
+        raise AssetError('is not a safe file name', repr(name))
     return str(p)
 
 # %% ../nbs/01_assets.ipynb #f2919f82
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError) # what damaged archives raise
+# what damaged archives raise
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
 
 def _members(archive)->dict:
     "{member name: function that opens it} of the plain files in a zip or tar archive; anything else maps to None"
     if zipfile.is_zipfile(archive):
         z = zipfile.ZipFile(archive)
-        plain = lambda i: not i.is_dir() and (i.external_attr >> 28) in (0, 8) and not i.flag_bits & 1  # regular file, not encrypted
+        # regular file, not encrypted
+        plain = lambda i: not i.is_dir() and (i.external_attr >> 28) in (0, 8) and not i.flag_bits & 1
         pairs, close = [(i.filename, (lambda i=i: z.open(i)) if plain(i) else None) for i in z.infolist()], z.close
     else:
-        try: t = tarfile.open(archive); pairs = [(i.name, (lambda i=i: t.extractfile(i)) if i.isreg() else None) for i in t.getmembers()]
+        try:
+            t = tarfile.open(archive)
+            pairs = [(i.name, (lambda i=i: t.extractfile(i)) if i.isreg() else None) for i in t.getmembers()]
         except BROKEN as e: raise AssetError('is neither a zip nor a tar archive, or is broken', archive) from e
         close = t.close
     out, seen = {}, set()
@@ -83,8 +91,10 @@ def _members(archive)->dict:
 def wanted(row, members=None)->dict:
     "{file name: dict(member, size, sha256)} of a row; for a `tree` the names are read from the archive"
     if 'tree' not in row: return row['files']
-    t, names = row['tree'], [n for n in members or () if n and n.startswith(row['tree']['prefix']) and n.endswith(row['tree']['suffix'])]
-    if len(names) != t['count']: raise AssetError(f'holds {len(names)} files below {t["prefix"]}, expected {t["count"]}', row['archive']['name'])
+    t, names = row['tree'], [n for n in members or () if n and n.startswith(row['tree']['prefix'])
+                             and n.endswith(row['tree']['suffix'])]
+    if len(names) != t['count']:
+        raise AssetError(f'holds {len(names)} files below {t["prefix"]}, expected {t["count"]}', row['archive']['name'])
     return {n[len(t['prefix']):]: dict(member=n, size=t['size'], sha256=None) for n in names}
 
 # %% ../nbs/01_assets.ipynb #a0216d95
@@ -117,7 +127,8 @@ def extract(archive, # a zip (wheel) or tar
         out = {safe_name(f): _take(members.get(safe_name(w['member'])), Path(folder)/f, w['size'], w['sha256'], f'{row["archive"]["name"]}:{w["member"]}')
                for f,w in wanted(row, members).items()}
     finally: members[None]()
-    if 'tree' in row and tree_hash(out) != row['tree']['sha256']: raise AssetError('the files are not the expected ones', row['archive']['name'])
+    if 'tree' in row and tree_hash(out) != row['tree']['sha256']:
+        raise AssetError('the files are not the expected ones', row['archive']['name'])
     return out
 
 # %% ../nbs/01_assets.ipynb #3581165f
@@ -147,7 +158,8 @@ def state(row, full=False)->str: # full: hash every file
         return 'ok' if all((d/f).is_file() for f,w in row['files'].items() if not (w or {}).get('optional')) else 'missing'
     try: stamp = _seen.get(stamp_file) or json.loads(stamp_file.read_text())
     except (OSError, ValueError): stamp = {}
-    names = list(row['files']) if 'files' in row else sorted(stamp.get('files') or (str(p.relative_to(d).as_posix()) for p in d.rglob('*') if p.is_file() and p.name[0] != '.'))
+    names = list(row['files']) if 'files' in row else sorted(stamp.get('files') or (str(p.relative_to(d).as_posix())
+            for p in d.rglob('*') if p.is_file() and p.name[0] != '.'))
     if not names or not all((d/f).is_file() for f in names): return 'missing'
     want = tree_hash({f: w['sha256'] for f,w in row['files'].items()}) if 'files' in row else row['tree']['sha256']
     looks = {f: _look(d/f) for f in names}
@@ -193,20 +205,25 @@ def ensure(row)->Path:
     from filelock import FileLock
     d, kind = folder_of(row), row['source'].partition(':')[0]
     if (how := state(row)) == 'ok': return d
-    if kind == 'user': raise AssetError(f'{row["name"]} is not here: {", ".join(row["files"])}', d, f'It cannot be fetched for you: {row["obtain"]}. Terms: {row["terms"]}.')
+    if kind == 'user':
+        raise AssetError(f'{row["name"]} is not here: {", ".join(row["files"])}', d,
+                         f'It cannot be fetched for you: {row["obtain"]}. Terms: {row["terms"]}.')
     if kind == 'path': raise AssetError(f'{row["name"]} is {how}', d, 'Install the package again.')
     a, root = row['archive'], cache_dir()
     try:
         (root/'locks').mkdir(parents=True, exist_ok=True)
         with FileLock(root/'locks'/f'{a["sha256"][:16]}.lock'):
             if state(row) == 'ok': return d  # another process was quicker
-            kin = [r for r in load_manifest('models').values() if r.get('archive', {}).get('sha256') == a['sha256'] and r['name'] != row['name'] and state(r) != 'ok']
+            kin = [r for r in load_manifest('models').values() if r.get('archive', {}).get('sha256') == a['sha256']
+                   and r['name'] != row['name'] and state(r) != 'ok']
             with workplace(root/f'.fetch-{a["sha256"][:16]}') as tmp:
                 f = fetch(row['source'], a, tmp/'archive', row['name'])
                 for r in [row, *kin]:
                     out = tmp/r['name']; out.mkdir()
                     _install(r, out, unpack(f, r, out))
-    except OSError as e: raise AssetError(f'{row["name"]} cannot be stored ({e.strerror or e})', root, 'Set DEIDNB_CACHE to a folder that can be written and has free space.') from e
+    except OSError as e:
+        raise AssetError(f'{row["name"]} cannot be stored ({e.strerror or e})', root,
+                         'Set DEIDNB_CACHE to a folder that can be written and has free space.') from e
     return d
 
 # %% ../nbs/01_assets.ipynb #0fdd4e2d
@@ -214,7 +231,8 @@ def find_row(name:str)->dict:
     "The manifest row of a model or of weights trained here; `AssetError` with a suggestion"
     for kind in ('models', 'weights'):
         if name in (m := load_manifest(kind)): return m[name]
-    raise AssetError(f'there is no asset {name!r}', remedy=did_you_mean(name, [*load_manifest('models'), *load_manifest('weights')]))
+    raise AssetError(f'there is no asset {name!r}', remedy=did_you_mean(name, [*load_manifest('models'),
+                *load_manifest('weights')]))
 
 def asset(name:str,      # a row of models.yaml or weights.yaml
           file:str=None, # one of its files
@@ -278,7 +296,8 @@ def dataset(name:str)->Path:
     if not row: raise AssetError(f'there is no dataset {name!r}', remedy=did_you_mean(name, known))
     if 'asset' in row: return asset(row['asset'])
     what = f'{place.name} lacks {", ".join(lacks)}; layout: {row["layout"]}' if place else f'dataset {name} is not here'
-    raise AssetError(what, place or os.environ.get('DEIDNB_DATA') or 'DEIDNB_DATA is not set', f'Put it below the folder that DEIDNB_DATA names. To obtain it: {row["obtain"]}. Terms: {row["terms"]}.')
+    raise AssetError(what, place or os.environ.get('DEIDNB_DATA') or 'DEIDNB_DATA is not set',
+                     f'Put it below the folder that DEIDNB_DATA names. To obtain it: {row["obtain"]}. Terms: {row["terms"]}.')
 
 # %% ../nbs/01_assets.ipynb #57325c38
 def _blank(cls, shape, code):
@@ -310,7 +329,8 @@ def _plain(x):
     elif isinstance(x, (list, tuple)): [_plain(v) for v in x]
     elif isinstance(x, np.ndarray):
         if x.dtype.hasobject: raise AssetError('the pickle holds an array of objects')
-    elif not isinstance(x, (str, bytes, int, float, complex, bool, type(None), np.generic)): raise AssetError(f'the pickle holds a {type(x).__name__}')
+    elif not isinstance(x, (str, bytes, int, float, complex, bool, type(None), np.generic)):
+        raise AssetError(f'the pickle holds a {type(x).__name__}')
 
 # %% ../nbs/01_assets.ipynb #6d0de447
 def example_faces(n=12)->list[np.ndarray]: # at most 12

@@ -20,7 +20,9 @@ def attempt(d, job:dict)->dict: # JSON-ready record with a status
     try: return dict(status='done', **protect_file(d, **job))
     except DeidnbError as e: return dict(status='failed', error=line(e), code=e.exit_code, kind=type(e).__name__)
     except OSError as e: return dict(status='failed', error=line(f"{job['path']}: {e.strerror or e}"), code=3, kind='OSError')
-    except Exception as e: return dict(status='failed', error=line(f"{job['path']}: unexpected {type(e).__name__}: {e}"), code=1, kind=type(e).__name__)
+    except Exception as e:
+        return dict(status='failed', error=line(f"{job['path']}: unexpected {type(e).__name__}: {e}"), code=1,
+                    kind=type(e).__name__)
 
 # %% ../nbs/12b_batch.ipynb #667d4fc5
 def limit_threads(n:int):
@@ -41,7 +43,8 @@ def start_worker(options:dict, threads:int):
     except DeidnbError as e: _worker = e
 
 def in_worker(args:dict)->dict:
-    if isinstance(_worker, Exception): return dict(status='failed', error=str(_worker), code=getattr(_worker, 'exit_code', 1), kind=type(_worker).__name__)
+    if isinstance(_worker, Exception):
+        return dict(status='failed', error=str(_worker), code=getattr(_worker, 'exit_code', 1), kind=type(_worker).__name__)
     return attempt(_worker, args)
 
 # %% ../nbs/12b_batch.ipynb #0b66d4d1
@@ -58,7 +61,8 @@ def run_jobs(d, jobs, n:int):
     def alone(j):
         try:
             with make(1) as solo: return solo.submit(in_worker, j['args']).result()
-        except BrokenProcessPool: return dict(status='failed', error=f"{j['args']['path']}: the worker process died", code=1, kind='BrokenProcessPool')
+        except BrokenProcessPool:
+            return dict(status='failed', error=f"{j['args']['path']}: the worker process died", code=1, kind='BrokenProcessPool')
     jobs, running, pool = iter(jobs), {}, make(n)
     try:
         while True:
@@ -85,7 +89,8 @@ def items(src, dst, recursive=True)->list[str]:
         here = Path(folder)
         dirs[:] = sorted(x for x in dirs if not x.startswith('.') and (here/x).resolve() != skip and recursive)
         pipes = [x for x in dirs if x.lower().endswith(SUFFIXES)]  # a folder named like a picture is reported, too
-        found += [str((here/x).relative_to(src)) for x in [*files, *pipes] if x.lower().endswith(SUFFIXES) and not x.startswith('.')]
+        found += [str((here/x).relative_to(src)) for x in [*files, *pipes] if x.lower().endswith(SUFFIXES)
+                  and not x.startswith('.')]
     return sorted(found)
 
 # %% ../nbs/12b_batch.ipynb #b77adf40
@@ -94,7 +99,8 @@ def check_source(path:Path):
     try: st = path.stat()
     except OSError as e: raise InputError(f'cannot be read ({e.strerror})', path, 'Check the link or the permissions.') from e
     import stat
-    if not stat.S_ISREG(st.st_mode): raise InputError('is a folder' if stat.S_ISDIR(st.st_mode) else 'is not a regular file', path, 'Only files are read.')
+    if not stat.S_ISREG(st.st_mode):
+        raise InputError('is a folder' if stat.S_ISDIR(st.st_mode) else 'is not a regular file', path, 'Only files are read.')
 
 # %% ../nbs/12b_batch.ipynb #52836e84
 def run_folder(d,
@@ -118,7 +124,9 @@ def run_folder(d,
                                 set=prepare_set(d, root, names) if d.needs_set else None))
         bar = tqdm_bar(len(names), progress)
         def finish(name, rec, sha=None, out=None):
-            if rec['status'] != 'skipped': log.write(name, rec['status'], **{k: v for k,v in rec.items() if k != 'status'}, input_sha256=sha, config=conf, output=out)
+            if rec['status'] != 'skipped':
+                log.write(name, rec['status'], **{k: v for k,v in rec.items() if k != 'status'}, input_sha256=sha,
+                          config=conf, output=out)
             tally(done, name, rec); bar.update()
             if report: report(name, rec)
         def todo():
@@ -127,7 +135,9 @@ def run_folder(d,
                 try:
                     check_source(path); sha = digest(path)
                     what = decide(log.last.get(name), sha, conf, out, resume, overwrite)
-                except DeidnbError as e: finish(name, dict(status='failed', error=str(e), code=e.exit_code, kind=type(e).__name__)); continue
+                except DeidnbError as e:
+                    finish(name, dict(status='failed', error=str(e), code=e.exit_code, kind=type(e).__name__))
+                    continue
                 if what == 'skip': finish(name, dict(log.last[name], status='skipped')); continue
                 yield dict(name=name, sha=sha, out=out.name,
                     start=lambda n=name,s=sha,o=out,w=what: log.write(n, 'started', input_sha256=s, config=conf, output=o.name, existed=w == 'replace' and overwrite and o.exists()),
@@ -137,7 +147,8 @@ def run_folder(d,
             if rec.get('kind') == 'AssetError': raise AssetError(rec['error'])
     finally: log.close(); lock.release()
     bar.close()
-    done |= dict(seconds=round(time.perf_counter()-t, 2), config=conf, exit_code=1 if done['failed'] or done['fallback'] or done['no_face'] and d.on_no_face == 'skip' else 0)
+    done |= dict(seconds=round(time.perf_counter()-t, 2), config=conf, exit_code=1 if done['failed'] or done['fallback']
+                 or done['no_face'] and d.on_no_face == 'skip' else 0)
     write_summary(d, dst, done)
     return done
 
@@ -148,7 +159,9 @@ def plan(d, src, dst, recursive, jobs):
     if dst.is_file(): raise OutputError('is a file', dst, 'Give a folder.')
     if jobs < 1: raise ConfigError(f'{jobs} workers', '--jobs', 'Use 1 or more.')
     root = src if src.is_dir() else src.parent
-    if dst.resolve() == root.resolve(): raise ConfigError('source and destination are the same folder', dst, 'Originals are never touched: choose another destination.')
+    if dst.resolve() == root.resolve():
+        raise ConfigError('source and destination are the same folder', dst,
+                          'Originals are never touched: choose another destination.')
     names = items(src, dst, recursive) if src.is_dir() else [src.name]
     if not names: raise InputError('no pictures in it', src, f'Known suffixes: {" ".join(SUFFIXES)}.')
     if not isinstance(d.options['method'], str) or d.needs_set: jobs = 1  # an object is not sent to other processes
@@ -161,7 +174,8 @@ def open_run(dst):
     except OSError as e: raise OutputError(f'cannot be made ({e.strerror})', dst, 'Check the path and its permissions.') from e
     lock = FileLock(dst/'.deidnb'/'lock')
     try: lock.acquire(timeout=0)
-    except Timeout: raise OutputError('another run is writing into it', dst, 'Wait for it, or choose another destination.') from None
+    except Timeout:
+        raise OutputError('another run is writing into it', dst, 'Wait for it, or choose another destination.') from None
     except OSError as e: raise OutputError(f'cannot be written ({e.strerror})', dst, 'Check its permissions.') from e
     clean_temporaries(dst)
     return lock, Manifest(dst)

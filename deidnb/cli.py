@@ -40,7 +40,8 @@ def password(a)->str:
         try: return Path(a.password_file).read_text('utf-8').rstrip('\r\n')
         except (OSError, UnicodeDecodeError) as e: raise InputError(f'cannot be read ({e})', a.password_file) from None
     if os.environ.get('DEIDNB_PASSWORD'): return os.environ['DEIDNB_PASSWORD']
-    if not sys.stdin.isatty(): raise ConfigError('a password is needed', '--password-file', 'Give a file that holds it, or set DEIDNB_PASSWORD.')
+    if not sys.stdin.isatty():
+        raise ConfigError('a password is needed', '--password-file', 'Give a file that holds it, or set DEIDNB_PASSWORD.')
     import getpass
     return getpass.getpass('password: ')
 
@@ -73,7 +74,9 @@ def deid(a)->int:
     if is_video(src): return deid_video(a, make(a), src, out)
     d, faces = make(a), detections(a, src)
     if src.is_file() and out.suffix and not out.is_dir():
-        if out.suffix.lower() not in WRITABLE: raise ConfigError(f'{out.suffix} is no picture format that is written here', out, f"Use one of {' '.join(sorted(WRITABLE))}, or a folder that exists.")
+        if out.suffix.lower() not in WRITABLE:
+            raise ConfigError(f'{out.suffix} is no picture format that is written here', out,
+                              f"Use one of {' '.join(sorted(WRITABLE))}, or a folder that exists.")
         return deid_file(a, d, src, out, faces)
     def report(name, rec):
         if rec['status'] == 'failed': complain(rec['error'])
@@ -91,11 +94,13 @@ def warning(rec):
     why = {f['why'] for f in rec['receipt']['faces'] if f['why']}
     return f"{rec['receipt']['count']['fallback']} face(s) covered by a plain ellipse ({'; '.join(sorted(why))})"
 
+# %% ../nbs/15_cli.ipynb #dbf5a7c5
 def receipt_path(a, out)->Path:
     "Where the receipt goes; `OutputError` if something is there"
     from deidnb.core import OutputError
     note = out.with_name(out.name+'.receipt.json') if a.receipt is None else Path(a.receipt)
-    if note.exists() and not a.overwrite: raise OutputError('exists already', note, 'Pass --overwrite, or --receipt with another name.')
+    if note.exists() and not a.overwrite:
+        raise OutputError('exists already', note, 'Pass --overwrite, or --receipt with another name.')
     return note
 
 def deid_file(a, d, src, out, faces):
@@ -104,7 +109,8 @@ def deid_file(a, d, src, out, faces):
     from deidnb.pipeline import protect_file
     from deidnb.report import write_json
     check_source(src)
-    if out.exists() and out.samefile(src): raise ConfigError('source and destination are the same file', out, 'Originals are never touched.')
+    if out.exists() and out.samefile(src):
+        raise ConfigError('source and destination are the same file', out, 'Originals are never touched.')
     note = receipt_path(a, out)
     if a.save_detections: save_found(a, d, src)
     rec = protect_file(d, src, out, src.name, a.metadata, a.overwrite, (faces or {}).get(src.name))
@@ -123,11 +129,13 @@ def save_found(a, d, src):
 
 # %% ../nbs/15_cli.ipynb #3c652b65
 def is_video(path)->bool: return Path(path).suffix.lower() in VIDEOS and Path(path).is_file()
-VIDEOS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.mts', '.m2ts', '.ts', '.wmv', '.flv', '.3gp', '.ogv', '.mxf')
+VIDEOS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.mts', '.m2ts', '.ts', '.wmv', '.flv',
+          '.3gp', '.ogv', '.mxf')
 
 def video_name(out, src)->Path:
     "A file name, also where a folder is given"
-    return out if out.suffix and not out.is_dir() else out/(src.name if src.suffix.lower() in ('.mp4', '.mov', '.mkv') else src.stem + '.mp4')
+    return out if out.suffix and not out.is_dir() else out/(src.name if src.suffix.lower() in ('.mp4', '.mov', '.mkv')
+                                                            else src.stem + '.mp4')
 
 class Bar:
     "Progress of the two passes, on a terminal"
@@ -135,7 +143,10 @@ class Bar:
     def __call__(self, word, n, whole):
         from tqdm import tqdm
         if self.quiet: return
-        if word != self.word: self.close(); self.word, self.bar = word, tqdm(total=whole or None, desc=word, unit='frame', file=sys.stderr, disable=None, leave=False)
+        if word != self.word:
+            self.close()
+            self.word, self.bar = word, tqdm(total=whole or None, desc=word, unit='frame', file=sys.stderr,
+                                             disable=None, leave=False)
         self.bar.update(n - self.bar.n)
     def close(self):
         if self.bar is not None: self.bar.close()
@@ -144,10 +155,16 @@ def deid_video(a, d, src, out)->int:
     "One video to one file, its receipt beside it"
     from deidnb.report import write_json
     out = video_name(out, src); note = receipt_path(a, out)
-    if a.seal or a.detections or a.save_detections or a.metadata != 'strip': raise ConfigError('--seal, --detections, --save-detections and --metadata are for photos', src, 'Leave them out.')
-    bar = Bar(a.quiet); r = d.video(src, out, driver=a.driver, watch=a.watch, threads=max(2, a.jobs), overwrite=a.overwrite, progress=bar); bar.close(); write_json(note, r, a.overwrite)
-    if r['covered'] or not r['people']: complain(f"{out}: {r['covered']} faces covered by a plain ellipse ({'; '.join(sorted({w for p in r['people'] for w in p['why']}))})" if r['people'] else f'{out}: no face found')
-    if not a.quiet: say(f"{out}: {r['frames']} frames, {len(r['people'])} people protected, {r['covered']} faces covered, {r['fps']} frames a second   receipt: {note}")
+    if a.seal or a.detections or a.save_detections or a.metadata != 'strip':
+        raise ConfigError('--seal, --detections, --save-detections and --metadata are for photos', src, 'Leave them out.')
+    bar = Bar(a.quiet)
+    r = d.video(src, out, driver=a.driver, watch=a.watch, threads=max(2, a.jobs), overwrite=a.overwrite, progress=bar)
+    bar.close(); write_json(note, r, a.overwrite)
+    if r['covered'] or not r['people']:
+        complain(f"{out}: {r['covered']} faces covered by a plain ellipse ({'; '.join(sorted({w for p in r['people'] for w in p['why']}))})"
+                 if r['people'] else f'{out}: no face found')
+    if not a.quiet:
+        say(f"{out}: {r['frames']} frames, {len(r['people'])} people protected, {r['covered']} faces covered, {r['fps']} frames a second   receipt: {note}")
     return 1 if r['covered'] or not r['people'] and d.on_no_face != 'copy' else 0
 
 # %% ../nbs/15_cli.ipynb #396b6513
@@ -157,10 +174,17 @@ def audit(a)->int:
     from deidnb.measure.temporal import audit_frames
     from deidnb.measure.tables import save_tables
     x, y = probe(a.original), probe(a.protected); bar = Bar(a.quiet)
-    if x.frames != y.frames or (x.width, x.height) != (y.width, y.height) and (x.width + x.width % 2, x.height + x.height % 2) != (y.width, y.height): raise InputError(f'has {y.frames} frames of {y.width} x {y.height}, the original {x.frames} of {x.width} x {x.height}', a.protected, 'Give a video and its protected version.')
-    r = audit_frames((p for *_, p in read_video(x)), (q[:x.height, :x.width] for *_, q in read_video(y)), a.every, lambda n: bar('auditing', n, x.frames)); bar.close(); t = r.table()
+    if x.frames != y.frames or (x.width, x.height) != (y.width, y.height) and (x.width + x.width % 2,
+        x.height + x.height % 2) != (y.width, y.height):
+        raise InputError(f'has {y.frames} frames of {y.width} x {y.height}, the original {x.frames} of {x.width} x {x.height}',
+                         a.protected, 'Give a video and its protected version.')
+    r = audit_frames((p for *_, p in read_video(x)), (q[:x.height, :x.width] for *_, q in read_video(y)), a.every,
+                     lambda n: bar('auditing', n, x.frames))
+    bar.close(); t = r.table()
     if a.out: save_tables(t, a.out, 'audit', formats=('csv', 'json', 'md'))
-    if not a.quiet: say(f'{a.protected}: {len(r.frames_leaked)} of {r.frames} frames leak{": " + ", ".join(map(str, r.frames_leaked[:20])) if r.frames_leaked else ""}; {len(r.missed)} frames in which only the original shows a face'); print(t.to_markdown())
+    if not a.quiet:
+        say(f'{a.protected}: {len(r.frames_leaked)} of {r.frames} frames leak{": " + ", ".join(map(str, r.frames_leaked[:20])) if r.frames_leaked else ""}; {len(r.missed)} frames in which only the original shows a face')
+        print(t.to_markdown())
     return 0 if r.ok else 1
 
 # %% ../nbs/15_cli.ipynb #3f2807de
@@ -180,10 +204,12 @@ def methods(a)->int:
 def assets(a)->int:
     "Models and datasets: list, fetch, verify, licences"
     from deidnb import assets as A
-    rows = dict(list=lambda: A.rows(a.names or None), pull=lambda: A.pull(a.names or 'demo'), verify=lambda: A.verify(a.names or None), licences=A.licence_rows)[a.what]()
+    rows = dict(list=lambda: A.rows(a.names or None), pull=lambda: A.pull(a.names or 'demo'),
+                verify=lambda: A.verify(a.names or None), licences=A.licence_rows)[a.what]()
     if a.json: print(json.dumps(rows, indent=1, default=str))
     else: print_rows(rows)
-    return 4 if a.what in ('verify','pull') and any(r['state'] == 'damaged' or a.what == 'pull' and r['state'] == 'missing' for r in rows) else 0
+    return 4 if a.what in ('verify','pull') and any(r['state'] == 'damaged' or a.what == 'pull'
+                                                    and r['state'] == 'missing' for r in rows) else 0
 
 def print_rows(rows):
     "Dictionaries as an aligned table"
@@ -210,7 +236,8 @@ def doctor_facts()->dict:
     facts = dict(deidnb=deidnb.__version__, python=platform.python_version(), system=platform.platform(), cpus=os.cpu_count(),
         packages={p: version(p) for p in need}, extras={p: version(p) for p in extra}, todo=[])
     if version('opencv-contrib-python') is None:
-        facts['packages']['opencv-contrib-python'] = next((v for v in map(version, ('opencv-python','opencv-python-headless','opencv-contrib-python-headless')) if v), None)
+        facts['packages']['opencv-contrib-python'] = next((v for v in map(version,
+                    ('opencv-python','opencv-python-headless','opencv-contrib-python-headless')) if v), None)
     missing = [p for p,v in facts['packages'].items() if v is None]
     if missing: facts['todo'].append(f"pip install {' '.join(missing)}")
     try:
@@ -229,6 +256,7 @@ def doctor_facts()->dict:
     if not facts['data']: facts['todo'].append('optional: set DEIDNB_DATA to a folder of datasets (see `deidnb assets licences`)')
     return facts
 
+# %% ../nbs/15_cli.ipynb #d01b96fd
 def doctor(a)->int:
     "Versions, device, caches, what is missing and what to do"
     f = doctor_facts()
@@ -236,10 +264,14 @@ def doctor(a)->int:
     split = lambda d, ok: ([n for n,x in d.items() if ok(x)], [n for n,x in d.items() if not ok(x)])
     names = lambda d: ', '.join(f"{n} {x or 'MISSING'}" for n,x in d.items())
     extras, (here, gone) = split(f['extras'], bool), split(f['assets'], lambda x: x == 'ok')
-    paragraph('deidnb', f"{f['deidnb']}, Python {f['python']}, {f['system']}, {f['cpus']} cores"); paragraph('device', f['device'])
-    paragraph('packages', names(f['packages'])); paragraph('extras', names({n: f['extras'][n] for n in extras[0]}) + (f"; not installed: {', '.join(extras[1])} (optional)" if extras[1] else ''))
+    paragraph('deidnb', f"{f['deidnb']}, Python {f['python']}, {f['system']}, {f['cpus']} cores")
+    paragraph('device', f['device'])
+    paragraph('packages', names(f['packages']))
+    paragraph('extras', names({n: f['extras'][n] for n in extras[0]})
+              + (f"; not installed: {', '.join(extras[1])} (optional)" if extras[1] else ''))
     if 'cache' in f: paragraph('cache', f"{f['cache']}, {f['cache_free_GB']} GB free")
-    paragraph('models', ', '.join(here)); paragraph('not here', ', '.join(f'{n} ({f["assets"][n]})' if f['assets'][n] != 'missing' else n for n in gone))
+    paragraph('models', ', '.join(here))
+    paragraph('not here', ', '.join(f'{n} ({f["assets"][n]})' if f['assets'][n] != 'missing' else n for n in gone))
     paragraph('data', f['data'] or 'DEIDNB_DATA is not set')
     for x in f['todo'] or ['nothing: all that is needed is here']: paragraph('to do', x)
     return 0
@@ -247,7 +279,9 @@ def doctor(a)->int:
 def paragraph(name, text, width=110):
     "A name and a text beside it"
     import textwrap
-    for l in textwrap.wrap(safe(text) or 'none', width, initial_indent=f'{name:10s}', subsequent_indent=' '*10, break_long_words=False, break_on_hyphens=False): say(l)
+    for l in textwrap.wrap(safe(text) or 'none', width, initial_indent=f'{name:10s}', subsequent_indent=' '*10,
+                           break_long_words=False, break_on_hyphens=False):
+        say(l)
 
 # %% ../nbs/15_cli.ipynb #8b9ac36f
 def recover(a)->int:
@@ -262,19 +296,26 @@ def recover(a)->int:
         write_image(out, unseal_file(src, password(a)), overwrite=a.overwrite)
         if not a.quiet: say(f'{out}: the original, from {sidecar(src).name}')
         return 0
-    d = Deidentifier('keyed', a.device, password=password(a), back=True, **turned(a, src)); pic = read_image(src); r = d.photo(pic.rgb)
+    d = Deidentifier('keyed', a.device, password=password(a), back=True, **turned(a, src))
+    pic = read_image(src); r = d.photo(pic.rgb)
     if not r.faces: raise InputError('no face found', src, 'Give the photo as it was protected.')
     write_image(out, r.image, like=pic, overwrite=a.overwrite); bad = r.receipt['count']['fallback']
-    if not a.quiet: say(f"{out}: a likeness of {r.receipt['count']['protected']} face(s) through the network, not the original; with a wrong password it shows somebody else")
+    if not a.quiet:
+        say(f"{out}: a likeness of {r.receipt['count']['protected']} face(s) through the network, not the original; with a wrong password it shows somebody else")
     return 1 if bad else 0
 
+# %% ../nbs/15_cli.ipynb #087cebe1
 def turned(a, src)->dict:
     "Salt, level and rotation, from the receipt or the arguments"
     given = {k: v for k, v in dict(salt=a.salt, level=a.level, rotation=a.rotation).items() if v is not None}
     note = Path(a.receipt) if a.receipt else src.with_name(src.name+'.receipt.json')
-    if 'salt' not in given and not note.is_file(): raise InputError('does not exist', note, 'Give the receipt with --receipt, or --salt and --level.')
+    if 'salt' not in given and not note.is_file():
+        raise InputError('does not exist', note, 'Give the receipt with --receipt, or --salt and --level.')
     if note.is_file():
-        try: r = json.loads(note.read_text('utf-8')); info = next((i for i in [f['info'] for f in r.get('faces', [])] + [p['decided'] for p in r.get('people', [])] if i.get('salt')), None)
+        try:
+            r = json.loads(note.read_text('utf-8'))
+            info = next((i for i in [f['info'] for f in r.get('faces', [])] + [p['decided'] for p in r.get('people',
+                            [])] if i.get('salt')), None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError): info = None
         if info is None and 'salt' not in given: raise InputError('is not the receipt of a photo protected with a password', note)
         given = {k: info[k] for k in ('salt', 'level', 'rotation', 'version')} | given if info else given
@@ -283,17 +324,23 @@ def turned(a, src)->dict:
 def recover_video(a, src, out)->int:
     "The same for a video, along its own motion"
     from deidnb.pipeline import Deidentifier
-    d = Deidentifier('identity_mask', a.device, password=password(a), back=True, gate=False, **turned(a, src)); bar = Bar(a.quiet); r = d.video(src, video_name(out, src), overwrite=a.overwrite, progress=bar); bar.close()
-    if not a.quiet: say(f"{out}: a likeness of {len(r['people'])} people through the network, not the original; with a wrong password it shows somebody else")
+    d = Deidentifier('identity_mask', a.device, password=password(a), back=True, gate=False, **turned(a, src))
+    bar = Bar(a.quiet); r = d.video(src, video_name(out, src), overwrite=a.overwrite, progress=bar)
+    bar.close()
+    if not a.quiet:
+        say(f"{out}: a likeness of {len(r['people'])} people through the network, not the original; with a wrong password it shows somebody else")
     return 1 if r['covered'] else 0
 
 def recover_parser(sub):
     p = sub.add_parser('recover', help='turn back what a password protected: a photo or a video', epilog=EPILOG)
     p.add_argument('src', metavar='PROTECTED', help='the protected photo or video')
-    p.add_argument('-o', '--out', required=True, metavar='FILE'); p.add_argument('--receipt', metavar='FILE', help='default: PROTECTED.receipt.json')
+    p.add_argument('-o', '--out', required=True, metavar='FILE')
+    p.add_argument('--receipt', metavar='FILE', help='default: PROTECTED.receipt.json')
     p.add_argument('--salt', metavar='HEX'); p.add_argument('--level', type=int); p.add_argument('--rotation')
     p.add_argument('--network', action='store_true', help='through the network even if there is a sealed capsule')
-    p.add_argument('--password-file', metavar='FILE', help='else DEIDNB_PASSWORD or the keyboard'); p.add_argument('--overwrite', action='store_true'); p.add_argument('--device', default='auto'); p.add_argument('--quiet', action='store_true')
+    p.add_argument('--password-file', metavar='FILE', help='else DEIDNB_PASSWORD or the keyboard')
+    p.add_argument('--overwrite', action='store_true'); p.add_argument('--device', default='auto')
+    p.add_argument('--quiet', action='store_true')
     p.set_defaults(run=recover)
 
 # %% ../nbs/15_cli.ipynb #aeec8407
@@ -303,30 +350,42 @@ missing; 5 output cannot be written; 130 interrupted (the same command goes on).
 def deid_parser(sub):
     p = sub.add_parser('deid', help='protect a photo, a folder of photos or a video', epilog=EPILOG)
     p.add_argument('src', metavar='SRC', help='a photo, a folder of photos, or a video')
-    p.add_argument('-o', '--out', required=True, metavar='DST', help='a folder, or a file name if SRC is a photo or a video (.mp4, .mov, .mkv)')
+    p.add_argument('-o', '--out', required=True, metavar='DST',
+                   help='a folder, or a file name if SRC is a photo or a video (.mp4, .mov, .mkv)')
     p.add_argument('-m', '--method', default='donor_swap', metavar='M', help='see `deidnb methods` (default: %(default)s)')
     p.add_argument('--set', action='append', metavar='K=V', help='a parameter of the method; may be repeated')
     p.add_argument('--preset', metavar='P', help='settings that a document prints')
     p.add_argument('--strength', choices=('light','medium','strong'))
-    p.add_argument('--metadata', choices=('strip','keep','orientation'), default='strip', help='what becomes of EXIF and the like (default: %(default)s)')
-    p.add_argument('--on-no-face', choices=('skip','copy','blur-all'), default='skip', help='a photo in which no face is found: not written, copied, or blurred as a whole (default: %(default)s)')
-    p.add_argument('--only', action='append', type=box_arg, metavar='X0,Y0,X1,Y1', help='protect only faces whose centre is in this box; may be repeated')
-    p.add_argument('--except', action='append', type=box_arg, dest='exclude', metavar='X0,Y0,X1,Y1', help='leave faces whose centre is in this box')
-    p.add_argument('--min-score', type=float, metavar='P', help='detector confidence from which something is a face (default: what the method says)')
-    p.add_argument('--detections', metavar='FILE', help='faces to use instead of searching (a folder of <photo>.json for a folder)')
+    p.add_argument('--metadata', choices=('strip','keep','orientation'), default='strip',
+                   help='what becomes of EXIF and the like (default: %(default)s)')
+    p.add_argument('--on-no-face', choices=('skip','copy','blur-all'), default='skip',
+                   help='a photo in which no face is found: not written, copied, or blurred as a whole (default: %(default)s)')
+    p.add_argument('--only', action='append', type=box_arg, metavar='X0,Y0,X1,Y1',
+                   help='protect only faces whose centre is in this box; may be repeated')
+    p.add_argument('--except', action='append', type=box_arg, dest='exclude', metavar='X0,Y0,X1,Y1',
+                   help='leave faces whose centre is in this box')
+    p.add_argument('--min-score', type=float, metavar='P',
+                   help='detector confidence from which something is a face (default: what the method says)')
+    p.add_argument('--detections', metavar='FILE',
+                   help='faces to use instead of searching (a folder of <photo>.json for a folder)')
     p.add_argument('--save-detections', metavar='FILE', help='write the faces found, to edit and replay (one photo)')
     p.add_argument('--receipt', metavar='FILE', help='where the receipt of one photo goes (default: DST.receipt.json)')
-    p.add_argument('--gate', action=argparse.BooleanOptionalAction, default=None, help='check against recognisers and escalate (default: what the method says)')
+    p.add_argument('--gate', action=argparse.BooleanOptionalAction, default=None,
+                   help='check against recognisers and escalate (default: what the method says)')
     p.add_argument('--jobs', type=int, default=1, metavar='N', help='processes; threads for a video (default: %(default)s)')
-    p.add_argument('--driver', choices=('per_frame', 'flow'), help='videos: draw every frame, or carry keyframes along the motion (default: what the method says)')
-    p.add_argument('--watch', type=int, default=5, metavar='N', help='videos: the gate looks at every N-th frame (default: %(default)s)')
-    p.add_argument('--resume', action=argparse.BooleanOptionalAction, default=True, help='skip what is done and unchanged (default: yes)')
+    p.add_argument('--driver', choices=('per_frame', 'flow'),
+                   help='videos: draw every frame, or carry keyframes along the motion (default: what the method says)')
+    p.add_argument('--watch', type=int, default=5, metavar='N',
+                   help='videos: the gate looks at every N-th frame (default: %(default)s)')
+    p.add_argument('--resume', action=argparse.BooleanOptionalAction, default=True,
+                   help='skip what is done and unchanged (default: yes)')
     p.add_argument('--overwrite', action='store_true', help='replace files that stand in the way')
     p.add_argument('--flat', action='store_true', help='leave subfolders out')
     p.add_argument('--seed', type=int, metavar='S', help='reproducible noise; needs --simulate')
     p.add_argument('--simulate', action='store_true', help='allow a seed: for experiments, no protection')
     p.add_argument('--password-file', metavar='FILE', help='for keyed methods; else DEIDNB_PASSWORD or the keyboard')
-    p.add_argument('--seal', action='store_true', help='keyed methods: keep the original, encrypted under the password, in DST.sealed')
+    p.add_argument('--seal', action='store_true',
+                   help='keyed methods: keep the original, encrypted under the password, in DST.sealed')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default: %(default)s)')
     p.add_argument('--quiet', action='store_true', help='errors only')
     p.set_defaults(run=deid)
@@ -339,14 +398,27 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--version', action='version', version=f'deidnb {deidnb.__version__}')
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     deid_parser(sub); recover_parser(sub)
-    q = sub.add_parser('audit', help='search a protected video for the people of the original', epilog='exit code 1 if a frame leaks'); q.add_argument('original', metavar='VIDEO'); q.add_argument('protected', metavar='PROTECTED'); q.add_argument('-o', '--out', metavar='FOLDER', help='tables'); q.add_argument('--every', type=int, default=1, metavar='N', help='look at every N-th frame (default: %(default)s)'); q.add_argument('--quiet', action='store_true'); q.set_defaults(run=audit)
-    q = sub.add_parser('methods', help='what can be done to a face'); q.add_argument('--json', action='store_true'); q.set_defaults(run=methods)
+    q = sub.add_parser('audit', help='search a protected video for the people of the original',
+                       epilog='exit code 1 if a frame leaks')
+    q.add_argument('original', metavar='VIDEO'); q.add_argument('protected', metavar='PROTECTED')
+    q.add_argument('-o', '--out', metavar='FOLDER', help='tables')
+    q.add_argument('--every', type=int, default=1, metavar='N', help='look at every N-th frame (default: %(default)s)')
+    q.add_argument('--quiet', action='store_true'); q.set_defaults(run=audit)
+    q = sub.add_parser('methods', help='what can be done to a face')
+    q.add_argument('--json', action='store_true'); q.set_defaults(run=methods)
     sub.add_parser('evaluate', help='measure privacy, utility and quality', add_help=False)  # has a parser of its own
     q = sub.add_parser('assets', help='models and datasets: list, fetch, verify, licences')
-    q.add_argument('what', choices=('list','pull','verify','licences')); q.add_argument('names', nargs='*'); q.add_argument('--json', action='store_true'); q.set_defaults(run=assets)
-    q = sub.add_parser('doctor', help='versions, device, caches, what is missing'); q.add_argument('--json', action='store_true'); q.set_defaults(run=doctor)
-    q = sub.add_parser('demo', help='protect a photograph and a mixed folder, and report'); q.add_argument('-o', '--out', default='demo_out', metavar='OUT')
-    q.add_argument('-m', '--method', default='donor_swap'); q.add_argument('--overwrite', action=argparse.BooleanOptionalAction, default=True, help='replace an earlier demo in OUT (default: yes)'); q.set_defaults(run=demo)
+    q.add_argument('what', choices=('list','pull','verify','licences'))
+    q.add_argument('names', nargs='*'); q.add_argument('--json', action='store_true')
+    q.set_defaults(run=assets)
+    q = sub.add_parser('doctor', help='versions, device, caches, what is missing')
+    q.add_argument('--json', action='store_true'); q.set_defaults(run=doctor)
+    q = sub.add_parser('demo', help='protect a photograph and a mixed folder, and report')
+    q.add_argument('-o', '--out', default='demo_out', metavar='OUT')
+    q.add_argument('-m', '--method', default='donor_swap')
+    q.add_argument('--overwrite', action=argparse.BooleanOptionalAction, default=True,
+                   help='replace an earlier demo in OUT (default: yes)')
+    q.set_defaults(run=demo)
     return p
 
 def evaluate(argv)->int:

@@ -32,7 +32,9 @@ def torchvision_ok()->bool:
     "Whether torchvision's compiled part loads beside this torch (without importing torchvision)"
     import torch
     spec = importlib.util.find_spec('torchvision')
-    if spec is None: raise ConfigError('torchvision is not installed', remedy='pip install torchvision --no-deps, in the version that belongs to your torch.')
+    if spec is None:
+        raise ConfigError('torchvision is not installed',
+                          remedy='pip install torchvision --no-deps, in the version that belongs to your torch.')
     for lib in Path(spec.origin).parent.glob('_C.*'):
         try: torch.ops.load_library(str(lib))
         except (OSError, RuntimeError): continue

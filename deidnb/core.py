@@ -48,7 +48,8 @@ class OutputError(DeidnbError):
 class Face:
     "One found face, in picture coordinates (pixels; x right, y down)"
     box: np.ndarray                    # (4,) x0, y0, x1, y1
-    points5: np.ndarray                # (5, 2) ArcFace order: left eye, right eye (as seen in the picture), nose tip, mouth corners
+    # (5, 2) ArcFace order: left eye, right eye (as seen in the picture), nose tip, mouth corners
+    points5: np.ndarray
     score: float = 1.0                 # detector confidence in [0, 1]
     landmarks: np.ndarray|None = None  # (478, 3) FaceLandmarker mesh; z in pixels, smaller is nearer
     blendshapes: np.ndarray|None = None# (52,) ARKit scores in [0, 1]
@@ -68,7 +69,8 @@ class Face:
 # %% ../nbs/00_core.ipynb #8e2934c6
 def face_to_dict(f:Face)->dict:
     "JSON-ready form of a face (floats rounded to 1/1000 px)"
-    return {k: (np.round(v.astype(float), 3).tolist() if isinstance(v, np.ndarray) else v) for k,v in f.__dict__.items() if v is not None and k != 'notes'}
+    return {k: (np.round(v.astype(float), 3).tolist() if isinstance(v, np.ndarray) else v) for k,v in f.__dict__.items()
+            if v is not None and k != 'notes'}
 
 def face_from_dict(d:dict)->Face:
     "Inverse of `face_to_dict`; `ConfigError` if a field is missing, unknown or of the wrong shape"
@@ -77,7 +79,8 @@ def face_from_dict(d:dict)->Face:
     except (TypeError, ValueError) as e: raise ConfigError(f'not a face record: {e}', 'detections') from e
     for k,s in shapes.items():
         v = getattr(f, k)
-        if v is not None and (v.shape != s or not np.isfinite(v).all()): raise ConfigError(f'{k} must be finite with shape {s}, got {v.shape}', 'detections')
+        if v is not None and (v.shape != s or not np.isfinite(v).all()):
+            raise ConfigError(f'{k} must be finite with shape {s}, got {v.shape}', 'detections')
     return f
 
 # %% ../nbs/00_core.ipynb #7695d7b0
@@ -139,7 +142,9 @@ def rng(seed:int|None=None, # reproducible seed; only for experiments
     )->np.random.Generator:
     "A random generator: cryptographically seeded by default, reproducible only on request"
     if seed is None: return np.random.default_rng(secrets.randbits(256))
-    if not simulate: raise ConfigError('a fixed seed makes protection guessable', f'seed={seed}', 'Pass simulate=True (--simulate) for experiments, or leave the seed out.')
+    if not simulate:
+        raise ConfigError('a fixed seed makes protection guessable', f'seed={seed}',
+                          'Pass simulate=True (--simulate) for experiments, or leave the seed out.')
     return np.random.default_rng(seed)
 
 # %% ../nbs/00_core.ipynb #1f103ed4
@@ -148,7 +153,9 @@ def pick_device(name:str='auto')->str:
     import torch
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name == 'auto': return next(k for k,v in have.items() if v)
-    if not have.get(name.split(':')[0], False): raise ConfigError(f'device {name!r} is not available here', remedy=f"Use one of {[k for k,v in have.items() if v]} or 'auto'.")
+    if not have.get(name.split(':')[0], False):
+        raise ConfigError(f'device {name!r} is not available here',
+                          remedy=f"Use one of {[k for k,v in have.items() if v]} or 'auto'.")
     return name
 
 # %% ../nbs/00_core.ipynb #6fdf782e
@@ -181,9 +188,12 @@ def atomic_path(dst,             # final path
         if overwrite: os.replace(tmp, dst)
         else:
             try: os.link(tmp, dst)
-            except FileExistsError: raise OutputError('exists already', dst, 'Choose another destination or pass --overwrite.') from None
+            except FileExistsError:
+                raise OutputError('exists already', dst, 'Choose another destination or pass --overwrite.') from None
             except OSError: os.replace(tmp, dst)  # a file system without hard links
-    except OSError as e: raise OutputError(f'cannot be written ({e.strerror or e})', dst, 'Check the folder, its permissions and the free space.') from e
+    except OSError as e:
+        raise OutputError(f'cannot be written ({e.strerror or e})', dst,
+                          'Check the folder, its permissions and the free space.') from e
     finally:
         if tmp: Path(tmp).unlink(missing_ok=True)
 

@@ -111,7 +111,8 @@ def protect(out, method='donor_swap', overwrite=True, names=None)->dict: # names
     pairs = [(n, read_image(out/'input'/n).rgb, read_image(output_path(n, out/'photos')).rgb) for n in photos]
     ms = [f['ms'] for r in photos.values() for f in r['receipt']['faces']]
     t1 = time.perf_counter(); rows = measure(pairs, d.finder, recognisers())
-    return dict(d=d, run=s, photos=photos, pairs=pairs, rows=rows, summary=summary(rows, float(np.median(ms)) if ms else None), seconds=dict(protect=round(t1-t0, 1), measure=round(time.perf_counter()-t1, 1)))
+    return dict(d=d, run=s, photos=photos, pairs=pairs, rows=rows, summary=summary(rows, float(np.median(ms)) if ms
+            else None), seconds=dict(protect=round(t1-t0, 1), measure=round(time.perf_counter()-t1, 1)))
 
 def write(out, r, overwrite=True)->dict: # name -> path
     "Sheet, receipt and page"
@@ -119,11 +120,15 @@ def write(out, r, overwrite=True)->dict: # name -> path
     from deidnb.pipeline import guarantee_of
     out, d = Path(out), r['d']
     pairs, titles = [p[1:] for p in r['pairs']], [p[0] for p in r['pairs']]
-    text = 'Above the source, below what was written. ' + ('' if d.gate is None else 'Every face was checked against ' + ' and '.join(d.gate.experts) + ' before it was accepted.') + (' The donors are drawn with a fixed seed, so that the demo can be repeated; deidnb deid draws anew every time.' if d.seed is not None else '')
+    text = 'Above the source, below what was written. ' + ('' if d.gate is None else 'Every face was checked against '
+                                                           + ' and '.join(d.gate.experts)
+                                                           + ' before it was accepted.') + (' The donors are drawn with a fixed seed, so that the demo can be repeated; deidnb deid draws anew every time.'
+        if d.seed is not None else '')
     broken = [dict(item=f['item'], error=f['error'].replace(str(out/'input')+'/', '')) for f in r['run']['failures']]
     faces = [row for n,p in r['photos'].items() for row in R.face_rows(p['receipt'], n)]
     measures = [dict(measure=k, value=v) for k,v in lines(r['summary'])]
-    receipt = dict(d.config, guarantee=guarantee_of(d.generator), summary=r['summary'], photos={n: p['receipt'] for n,p in r['photos'].items()}, failures=broken)
+    receipt = dict(d.config, guarantee=guarantee_of(d.generator), summary=r['summary'],
+                   photos={n: p['receipt'] for n,p in r['photos'].items()}, failures=broken)
     return dict(sheet=R.write_sheet(out/'sheet.png', pairs, titles, overwrite, side=224), receipt=R.write_json(out/'receipt.json', receipt, overwrite),
         report=R.write_html(out/'report.html', f'deidnb demo: {d.method}', [('Before and after', f'<p>{text}</p><img alt="before and after" src="{R.data_uri(R.sheet(pairs, titles, side=224))}">'),
             ('Measured', R.html_table(measures)), ('Faces', R.html_table(faces, dict(protected='good', fallback='bad'))), ('Refused', R.html_table(broken))], overwrite))
@@ -132,7 +137,9 @@ def lines(s)->list: # (measure, value) pairs
     "The summary in words"
     pct = lambda a, b: f'{a} of {b}'
     out = [('faces found again by the detector', pct(s['detected'], s['faces']))]
-    out += [(f'no longer recognised by {k}', f"{pct(v['lost'], v['of'])} (same person from {v['threshold']:.3f}; mean score {v['mean_score']:.3f})") for k,v in s['recognisers'].items()]
+    out += [(f'no longer recognised by {k}',
+             f"{pct(v['lost'], v['of'])} (same person from {v['threshold']:.3f}; mean score {v['mean_score']:.3f})")
+            for k,v in s['recognisers'].items()]
     if s['nme'] is not None: out.append(('landmark NME', f"{s['nme']:.4f}"))
     if s['ms_per_face'] is not None: out.append(('median time per face', f"{s['ms_per_face']:.0f} ms"))
     return out
@@ -146,6 +153,7 @@ def run(out='demo_out', method='donor_swap', overwrite=True, names=None)->int: #
     for k,v in files.items(): print(f'  {k:9s}{v}')
     for k,v in lines(r['summary']): print(f'  {k:40s}{v}')
     if r['run']['fallback']: print(f"  {r['run']['fallback']} face(s) did not pass and were covered by a plain ellipse")
-    for f in r['run']['failures']: print(f"  {'refused, as it should be' if f['item'] == 'broken.jpg' else 'FAILED'}: {f['error']}")
+    for f in r['run']['failures']:
+        print(f"  {'refused, as it should be' if f['item'] == 'broken.jpg' else 'FAILED'}: {f['error']}")
     print(f'  {time.perf_counter()-t:.1f} s in all')
     return 0 if {f['item'] for f in r['run']['failures']} == {'broken.jpg'} & set(names or ['broken.jpg']) else 1

@@ -22,7 +22,8 @@ class Verdict:
     @property
     def passed(self): return bool(self.scores) and all(s['passed'] for s in self.scores.values())
     @property
-    def why(self): return 'still recognised by ' + ', '.join(n for n,s in self.scores.items() if not s['passed'])   # the reason of a fallback
+    def why(self): # the reason of a fallback
+        return 'still recognised by ' + ', '.join(n for n,s in self.scores.items() if not s['passed'])
 
 def judge(
     name:str,    # the recogniser
@@ -86,7 +87,9 @@ class Gate:
         return Verdict(out, (again is not None) if self.refind else None, round(excess, 4), narrow)
     def describe(self)->dict:
         "What the receipt says about the gate"
-        return dict(experts=list(self.experts), fpr=self.fpr, margin=self.margin, thresholds={k: round(v, 4) for k,v in self.thresholds.items()}, wanted={k: round(v, 4) for k,v in self.wanted.items()}, refind=self.refind)
+        return dict(experts=list(self.experts), fpr=self.fpr, margin=self.margin,
+                    thresholds={k: round(v, 4) for k,v in self.thresholds.items()},
+                    wanted={k: round(v, 4) for k,v in self.wanted.items()}, refind=self.refind)
 
 # %% ../nbs/11_gate.ipynb #03d321f4
 WHOLE = 1600 # px: up to this side the whole picture is searched again, as an attacker would
@@ -157,6 +160,8 @@ def escalate(
         except stop: raise
         except Exception as e: tries.append(Attempt(level, error=f'{type(e).__name__}: {e}'[:300]))
         t = tries[-1]
-        if (t.ok and t.excess <= 0) or (t.error and not hasattr(generator, 'escalate')) or (len(tries) >= patience and any(x.ok and not x.narrow for x in tries)): break
+        if (t.ok and t.excess <= 0) or (t.error and not hasattr(generator, 'escalate')) or (len(tries) >= patience
+            and any(x.ok and not x.narrow for x in tries)):
+            break
     best = min((x for x in tries if x.ok), key=lambda x: (x.narrow, x.excess), default=None)
     return [x for x in tries if x is not best] + [best] if best else tries

@@ -38,7 +38,8 @@ class Manifest:
                 self.file = open(self.path, 'a')
                 if torn: self.file.write('\n')
             self.file.write(json.dumps(d, default=str)+'\n'); self.file.flush(); os.fsync(self.file.fileno())
-        except OSError as e: raise OutputError(f'cannot be written ({e.strerror or e})', self.path, 'Check permissions and the free space.') from e
+        except OSError as e:
+            raise OutputError(f'cannot be written ({e.strerror or e})', self.path, 'Check permissions and the free space.') from e
         self.last[item] = d
     def close(self):
         if self.file: self.file.close(); self.file = None
@@ -64,7 +65,8 @@ def decide(
     if not here: return 'make'
     if out.is_dir(): raise OutputError('is a folder', out, 'Choose another destination.')
     if overwrite: return 'replace'
-    if resume and last and last['status'] == 'started' and last.get('output') == out.name and not last.get('existed'): return 'replace'
+    if resume and last and last['status'] == 'started' and last.get('output') == out.name and not last.get('existed'):
+        return 'replace'
     why = 'exists already'
     if last and last['status'] == 'done':
         why += (', made with other settings' if last.get('config') != config else ', made from another version of the input' if last.get('input_sha256') != input_sha
@@ -83,7 +85,8 @@ def output_path(
     if rel.suffix.lower() in WRITABLE: return Path(dst)/rel
     name = rel.name+'.png'
     if len(os.fsencode(name)) > 255: # a file system's limit: shorten, and keep names apart by a hash
-        name = os.fsencode(rel.name)[:200].decode('utf-8', 'ignore') + '-' + hashlib.sha256(os.fsencode(rel.name)).hexdigest()[:8] + '.png'
+        name = os.fsencode(rel.name)[:200].decode('utf-8',
+                                                  'ignore') + '-' + hashlib.sha256(os.fsencode(rel.name)).hexdigest()[:8] + '.png'
     return Path(dst)/rel.parent/name
 
 def clean_temporaries(dst)->int:

@@ -26,7 +26,8 @@ class Method:
     needs_set: bool = False      # works on a set of faces, not on a single photo
     mesh: bool = True            # needs the 478-point mesh, not only box and five points
     driver: str = 'per_frame'    # of videos: see `video.drivers`
-    min_score: float = .6        # detector confidence from which something is a face: lower where covering a thing too many does no harm
+    # detector confidence from which something is a face: lower where covering a thing too many does no harm
+    min_score: float = .6
 
 # %% ../nbs/10_methods.ipynb #d60f454e
 _px = 'deidnb.generate.pixels:'
@@ -70,7 +71,8 @@ def parameters(method:Method)->dict:
         if '__init__' not in vars(c): continue
         ps = list(inspect.signature(c.__init__).parameters.values())[1:]
         for p in ps:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY): own.setdefault(p.name, None if p.default is p.empty else p.default)
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                own.setdefault(p.name, None if p.default is p.empty else p.default)
         if not any(p.kind is p.VAR_KEYWORD for p in ps): break
     return {**own, **{k: v for k,v in method.defaults.items() if k in own}}
 
@@ -85,10 +87,13 @@ def arguments(method:Method, preset=None, strength=None, **params)->dict:
     for what,name in (('presets', preset), ('strength', strength)):
         if name is None: continue
         table = choices(method, what)
-        if name not in table: raise ConfigError(f'{method.name} has no {what.rstrip("s")} {name!r}', f'--{what.rstrip("s")}', did_you_mean(name, table) if table else 'It has none.')
+        if name not in table:
+            raise ConfigError(f'{method.name} has no {what.rstrip("s")} {name!r}', f'--{what.rstrip("s")}',
+                              did_you_mean(name, table) if table else 'It has none.')
         args |= table[name]
     for k in params:
-        if k not in known: raise ConfigError(f'{method.name} has no parameter {k!r}', k, did_you_mean(k, [p for p in known if p != 'device']))
+        if k not in known:
+            raise ConfigError(f'{method.name} has no parameter {k!r}', k, did_you_mean(k, [p for p in known if p != 'device']))
     return args | params
 
 def build(
@@ -101,7 +106,8 @@ def build(
     args = arguments(method, preset, strength, **params)
     if 'device' in parameters(method): args.setdefault('device', device)
     try: return load_object(method.generator)(**args)
-    except (TypeError, ValueError) as e: raise ConfigError(f'{method.name}: {e}', ', '.join(f'{k}={v}' for k,v in params.items()), 'See `deidnb methods`.') from e
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'{method.name}: {e}', ', '.join(f'{k}={v}' for k,v in params.items()), 'See `deidnb methods`.') from e
 
 # %% ../nbs/10_methods.ipynb #0abf1dbf
 def parse_set(items:list[str])->dict:

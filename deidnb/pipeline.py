@@ -44,7 +44,8 @@ def check_edit(crop, edit)->Edit:
     "The edit itself, if it is one; ValueError says what is wrong with it"
     if not isinstance(edit, Edit): raise ValueError(f'the generator returned {type(edit).__name__}, not an Edit')
     img, m = np.asarray(edit.image), np.asarray(edit.mask)
-    if img.shape != crop.image.shape or img.dtype != np.uint8: raise ValueError(f'its picture is {img.dtype} {img.shape}, the crop uint8 {crop.image.shape}')
+    if img.shape != crop.image.shape or img.dtype != np.uint8:
+        raise ValueError(f'its picture is {img.dtype} {img.shape}, the crop uint8 {crop.image.shape}')
     if m.shape != img.shape[:2]: raise ValueError(f'its mask is {m.shape}, the crop {img.shape[:2]}')
     if not np.isfinite(m).all() or m.min() < 0 or m.max() > 1.0001: raise ValueError('its mask is not within [0, 1]')
     core = inner(crop.face, m.shape)
@@ -73,7 +74,8 @@ def as_boxes(boxes, where='only')->list|None:
     try: a = np.atleast_2d(np.asarray(boxes, np.float64))
     except (ValueError, TypeError): a = np.zeros((0,0))
     if a.ndim != 2 or a.shape[1] != 4 or not np.isfinite(a).all() or (a[:,2:] <= a[:,:2]).any():
-        raise ConfigError(f'{boxes!r} is not a box x0,y0,x1,y1', where, 'Left, top, right, bottom in pixels, with right > left and bottom > top.')
+        raise ConfigError(f'{boxes!r} is not a box x0,y0,x1,y1', where,
+                          'Left, top, right, bottom in pixels, with right > left and bottom > top.')
     return [tuple(b) for b in a.tolist()]
 
 # %% ../nbs/12_pipeline.ipynb #04557df9
@@ -170,11 +172,13 @@ def protect_face(d, source, current, face, noise):
     "One face of `source` changed in `current`: the new picture and the `FaceRecord`"
     from deidnb.faces.align import paste
     t, box = time.perf_counter(), [round(float(v), 1) if np.isfinite(v) else None for v in face.box]
-    why = 'the face has no usable box' if extent(face) is None else 'no mesh fits this face' if getattr(d.generator, 'needs_mesh', False) and face.landmarks is None else ''
+    why = 'the face has no usable box' if extent(face) is None else 'no mesh fits this face' if getattr(d.generator,
+        'needs_mesh', False) and face.landmarks is None else ''
     if why: return cover(current, face), FaceRecord(box, 'fallback', why=why)
     face, codes = replace(face, notes={}), {}
     def apply(g):
-        crop = cut(g, source if d.needs_set else current, face)  # a set method knows its crops by their pixels, and releases none of them
+        # a set method knows its crops by their pixels, and releases none of them
+        crop = cut(g, source if d.needs_set else current, face)
         edit = check_edit(crop, g(crop, rng=noise))
         out = paste(current, crop, edit)
         if out.shape != current.shape or out.dtype != np.uint8: raise ValueError('pasting changed the shape of the picture')
@@ -184,7 +188,8 @@ def protect_face(d, source, current, face, noise):
         return d.gate.check(source, img, face, codes)
     tries = escalate(d.generator, apply, check if d.gate else None, d.attempts, stop=(AssetError,))
     a = tries[-1]; v = a.verdict or Verdict()
-    rec = FaceRecord(box, 'protected' if a.ok else 'fallback', v.scores, a.info, len(tries), v.refound, ms=round(1e3*(time.perf_counter()-t), 1))
+    rec = FaceRecord(box, 'protected' if a.ok else 'fallback', v.scores, a.info, len(tries), v.refound,
+                     ms=round(1e3*(time.perf_counter()-t), 1))
     if a.ok: return a.image, rec
     rec.why = a.error or v.why
     rec.info, rec.scores = {}, {}
@@ -196,8 +201,10 @@ def protect_photo(d, rgb, faces=None, key=''):
     from deidnb.faces.io import as_rgb
     rgb = as_rgb(rgb)
     if d.needs_set and not getattr(d.generator, 'prepared', False):
-        raise ConfigError(f'{d.method} averages several people and cannot work on a single photo', '--method', 'Use a folder: Deidentifier(...).folder(src, dst) or `deidnb deid FOLDER -o DST`.')
-    seed = None if d.seed is None else int.from_bytes(hashlib.sha256(f'{d.seed}:{key}'.encode('utf-8', 'surrogateescape')).digest()[:8])
+        raise ConfigError(f'{d.method} averages several people and cannot work on a single photo', '--method',
+                          'Use a folder: Deidentifier(...).folder(src, dst) or `deidnb deid FOLDER -o DST`.')
+    seed = None if d.seed is None else int.from_bytes(hashlib.sha256(f'{d.seed}:{key}'.encode('utf-8',
+                'surrogateescape')).digest()[:8])
     noise, t = rng(seed, d.simulate), time.perf_counter()
     faces = d.find(rgb) if faces is None else list(faces)
     found_ms, out, recs = 1e3*(time.perf_counter()-t), rgb, []
@@ -213,7 +220,8 @@ def protect_photo(d, rgb, faces=None, key=''):
 def blur_all(rgb):
     "A picture of which only the colours are left: 16 cells along the longer side"
     h,w = rgb.shape[:2]; s = 16/max(h,w)
-    return cv2.resize(cv2.resize(rgb, (max(1, round(w*s)), max(1, round(h*s))), interpolation=cv2.INTER_AREA), (w,h), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(cv2.resize(rgb, (max(1, round(w*s)), max(1, round(h*s))), interpolation=cv2.INTER_AREA), (w,h),
+                      interpolation=cv2.INTER_CUBIC)
 
 def recheck(d, source, out, faces, recs):
     "Ask the gate again about protected faces that a later paste has touched"
@@ -224,7 +232,9 @@ def recheck(d, source, out, faces, recs):
         v = d.gate.check(source, out, f)
         r.scores = v.scores
         if v.passed: continue
-        for j in [i, *later]: out = cover(out, faces[j]); recs[j].outcome, recs[j].why = 'fallback', 'recognised again beside an overlapping face'
+        for j in [i, *later]:
+            out = cover(out, faces[j])
+            recs[j].outcome, recs[j].why = 'fallback', 'recognised again beside an overlapping face'
     return out
 
 def grow(box, by=.3):
@@ -269,7 +279,8 @@ def protect_file(d,
         warnings.simplefilter('ignore', UserWarning)
         r = d.photo(pic.rgb, faces, key=rel)
     if not r.faces and d.on_no_face == 'skip':
-        raise InputError('no face found, so nothing was written', path, 'Use --on-no-face copy or blur-all, or give --detections.')
+        raise InputError('no face found, so nothing was written', path,
+                         'Use --on-no-face copy or blur-all, or give --detections.')
     r = write_checked(d, Path(out), pic, r, metadata, overwrite)
     if d.seal: seal_file(d, pic.rgb, r, out, overwrite)
     r.receipt['file'] = dict(sha256=digest(out), format=Path(out).suffix.lower().lstrip('.'))
@@ -288,10 +299,14 @@ def write_checked(d, out, pic, r, metadata, overwrite)->Result:
                 except OutputError as e: raise OutputError(e.what, out, e.remedy) from e
                 back = read_image(draft).rgb
                 bad = differs(r.image, back, lossless)
-                if bad: raise OutputError(f'what was written is not what was checked ({bad})', out, 'Write PNG instead, or report this.')
+                if bad:
+                    raise OutputError(f'what was written is not what was checked ({bad})', out,
+                                      'Write PNG instead, or report this.')
                 known = [] if lossless or d.gate is None else recognised(d, pic.rgb, back, r)
                 if not known: os.replace(draft, tmp); return r
-                for i in known: r.image, r.faces[i].outcome, r.faces[i].why = cover(r.image, r.found[i]), 'fallback', 'recognised again after compression'
+                for i in known:
+                    r.image, r.faces[i].outcome, r.faces[i].why = cover(r.image,
+                        r.found[i]), 'fallback', 'recognised again after compression'
                 r.receipt = receipt(d, r.image, r.faces, **r.receipt['ms'])
             raise OutputError('a face is still recognised in what was written', out, 'Write PNG instead, or report this.')
         finally: draft.unlink(missing_ok=True)
@@ -308,14 +323,17 @@ def differs(a, b, lossless)->str:
 
 def recognised(d, source, back, r)->list[int]:
     "Protected faces that the gate recognises in the picture that was read back"
-    return [i for i,(f,rec) in enumerate(zip(r.found, r.faces)) if rec.outcome == 'protected' and not d.gate.check(source, back, f).passed]
+    return [i for i,(f,rec) in enumerate(zip(r.found, r.faces)) if rec.outcome == 'protected'
+            and not d.gate.check(source, back, f).passed]
 
 # %% ../nbs/12_pipeline.ipynb #e11fcc1f
 def seal_file(d, original, r, out, overwrite=False):
     "The window that was changed, as it was, under the password: `OUT.sealed`"
     from deidnb.identity.sealed import write_sidecar
     y, x = np.nonzero((original != r.image).any(2))
-    if len(y): write_sidecar(original[y.min():y.max()+1, x.min():x.max()+1], out, d.generator.key, dict(x=int(x.min()), y=int(y.min())), overwrite)
+    if len(y):
+        write_sidecar(original[y.min():y.max()+1, x.min():x.max()+1], out, d.generator.key,
+                      dict(x=int(x.min()), y=int(y.min())), overwrite)
 
 def unseal_file(path, password)->np.ndarray: # protected photo with OUT.sealed beside it -> uint8 rgb
     "The original, exactly as it was read, if the protected photo was written without loss; else exact inside the window"

@@ -37,7 +37,8 @@ def sheet(
     cells = []
     for (a,b),t in zip(pairs, titles):
         c = np.full((2*side+gap+text, side, 3), 245, np.uint8); c[:side], c[side+gap:2*side+gap] = fit(a, side), fit(b, side)
-        cv2.putText(c, ascii_label(t, side//9), (2, 2*side+gap+16), cv2.FONT_HERSHEY_SIMPLEX, .45, (60,60,60), 1, cv2.LINE_AA); cells.append(c)
+        cv2.putText(c, ascii_label(t, side//9), (2, 2*side+gap+16), cv2.FONT_HERSHEY_SIMPLEX, .45, (60,60,60), 1, cv2.LINE_AA)
+        cells.append(c)
     columns = min(columns, len(cells)); cells += [np.full_like(cells[0], 245)]*(-len(cells) % columns)
     pad = lambda c: np.pad(c, ((gap, gap), (gap, gap), (0,0)), constant_values=245)
     return np.concatenate([np.concatenate([pad(c) for c in cells[i:i+columns]], 1) for i in range(0, len(cells), columns)], 0)
@@ -69,7 +70,8 @@ def html_table(rows:list[dict], classes=None)->str:
     e = lambda v: html.escape(f'{v:.4g}' if isinstance(v, float) else '' if v is None else str(v))
     mark = lambda v: f' class="{classes[v]}"' if classes and isinstance(v, str) and v in classes else ''
     head = ''.join(f'<th>{e(k)}</th>' for k in rows[0])
-    return f'<table><tr>{head}</tr>' + ''.join('<tr>'+''.join(f'<td{mark(r.get(k))}>{e(r.get(k))}</td>' for k in rows[0])+'</tr>' for r in rows) + '</table>'
+    return f'<table><tr>{head}</tr>' + ''.join('<tr>'+''.join(f'<td{mark(r.get(k))}>{e(r.get(k))}</td>'
+                                                              for k in rows[0])+'</tr>' for r in rows) + '</table>'
 
 def page(
     title:str,
@@ -89,5 +91,7 @@ def face_rows(receipt:dict, name='')->list[dict]:
     rows = []
     for i,f in enumerate(receipt.get('faces', [])):
         s = '; '.join(f"{k} {v['score']} (match from {v['threshold']})" for k,v in f['scores'].items())
-        rows.append(dict(photo=name, face=i+1, outcome=f['outcome'], attempts=f['attempts'], recognisers=s, ms=f['ms'], remark=f['why']))
-    return rows or [dict(photo=name, face=0, outcome=receipt.get('outcome', 'failed'), attempts=0, recognisers='', ms=None, remark=receipt.get('error', ''))]
+        rows.append(dict(photo=name, face=i+1, outcome=f['outcome'], attempts=f['attempts'], recognisers=s, ms=f['ms'],
+                         remark=f['why']))
+    return rows or [dict(photo=name, face=0, outcome=receipt.get('outcome', 'failed'), attempts=0, recognisers='',
+                         ms=None, remark=receipt.get('error', ''))]

@@ -30,10 +30,14 @@ def pip_config_files(env=None)->list[Path]:
     if own == os.devnull: return []
     name, home = ('pip.ini' if os.name == 'nt' else 'pip.conf'), Path(env.get('HOME') or Path.home())
     dirs = env.get('XDG_CONFIG_DIRS') or '/etc/xdg'
-    if sys.platform == 'linux': site, user = [f'{d}/pip' for d in dirs.split(os.pathsep)] + ['/etc'], [env.get('XDG_CONFIG_HOME') or home/'.config']
-    else: site, user = [platformdirs.site_config_dir('pip', False)], [home/'.config', Path(platformdirs.user_config_dir('pip', False, roaming=True)).parent]
+    if sys.platform == 'linux':
+        site, user = [f'{d}/pip' for d in dirs.split(os.pathsep)] + ['/etc'], [env.get('XDG_CONFIG_HOME') or home/'.config']
+    else:
+        site, user = [platformdirs.site_config_dir('pip', False)], [home/'.config',
+            Path(platformdirs.user_config_dir('pip', False, roaming=True)).parent]
     files = [Path(d)/name for d in site]
-    if not (own and Path(own).exists()): files += [home/('pip' if os.name == 'nt' else '.pip')/name] + [Path(d)/'pip'/name for d in user]
+    if not (own and Path(own).exists()):
+        files += [home/('pip' if os.name == 'nt' else '.pip')/name] + [Path(d)/'pip'/name for d in user]
     return files + [Path(sys.prefix)/name] + ([Path(own)] if own else [])
 
 # %% ../nbs/01_sources.ipynb #a5dbbd82
@@ -46,7 +50,8 @@ def pip_config(env=None,   # environment variables; the process's own by default
     for f in (pip_config_files(env) if files is None else files):
         cp = configparser.RawConfigParser(strict=False)
         try: cp.read(f, encoding='utf-8')
-        except (configparser.Error, UnicodeDecodeError, OSError) as e: raise ConfigError('is not a readable pip configuration', f, 'Correct or remove it.') from e
+        except (configparser.Error, UnicodeDecodeError, OSError) as e:
+            raise ConfigError('is not a readable pip configuration', f, 'Correct or remove it.') from e
         for s in layers:
             if cp.has_section(s): layers[s].update({norm(k): v for k,v in cp.items(s)})
     out = {k: v for s in layers.values() for k,v in s.items()}
@@ -60,7 +65,8 @@ def npm_config_files(env=None)->list[Path]:
     home, prefix = Path(env.get('HOME') or Path.home()), low.get('npm_config_prefix') or env.get('PREFIX')
     node = shutil.which('node', path=env.get('PATH'))
     prefix = Path(prefix) if prefix else Path(node).resolve().parent.parent if node else Path('/usr/local')
-    glob = [Path(low['npm_config_globalconfig'])] if 'npm_config_globalconfig' in low else [Path('/usr/etc/npmrc'), prefix/'etc/npmrc']
+    glob = [Path(low['npm_config_globalconfig'])] if 'npm_config_globalconfig' in low else [Path('/usr/etc/npmrc'),
+        prefix/'etc/npmrc']
     return glob + [Path(low.get('npm_config_userconfig') or home/'.npmrc'), Path.cwd()/'.npmrc']
 
 # %% ../nbs/01_sources.ipynb #b67bbb82
@@ -72,7 +78,8 @@ def npm_config(env=None, files=None)->dict:
         except (OSError, UnicodeDecodeError): continue  # npm ignores files it may not read
         for line in lines:
             k, eq, v = line.partition('=')
-            if eq and not k.lstrip().startswith(('#', ';')): out[k.strip()] = re.sub(r'\$\{(\w+)\}', lambda m: env.get(m[1], ''), v.strip().strip('\'"'))
+            if eq and not k.lstrip().startswith(('#', ';')):
+                out[k.strip()] = re.sub(r'\$\{(\w+)\}', lambda m: env.get(m[1], ''), v.strip().strip('\'"'))
     for k,v in env.items():
         if k.lower().startswith('npm_config_') and v:
             k = k[11:]
@@ -102,7 +109,8 @@ class Client:
     def get(self, url, **kw):
         "A streamed response; `AssetError` without credentials in its text if it fails"
         import requests
-        if os.environ.get('DEIDNB_OFFLINE', '0') not in ('', '0'): raise AssetError('not fetched: DEIDNB_OFFLINE is set', redact(url))
+        if os.environ.get('DEIDNB_OFFLINE', '0') not in ('', '0'):
+            raise AssetError('not fetched: DEIDNB_OFFLINE is set', redact(url))
         url = self.strip(url); host = urlsplit(url).netloc; a = self.auth.get(host); head = dict(kw.pop('headers', {}))
         if isinstance(a, str): head['Authorization'], a = a, _keep_header
         s = requests.Session(); s.mount('http://', _adapter(self.retries)); s.mount('https://', _adapter(self.retries))
@@ -118,7 +126,8 @@ def _adapter(retries):
     "A transport that tries again, with growing pauses"
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
-    return HTTPAdapter(max_retries=Retry(retries, backoff_factor=.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False))
+    return HTTPAdapter(max_retries=Retry(retries, backoff_factor=.5, status_forcelist=(429, 500, 502, 503, 504),
+                                         raise_on_status=False))
 
 def _keep_header(r):
     "An auth object that leaves our own Authorization header alone (requests would consult netrc)"
@@ -140,11 +149,13 @@ def pip_client(cfg)->Client:
     "A client with pip's settings"
     hosts = [h.split('://')[-1].strip('/') for h in cfg.get('trusted-host', '').split()]
     wait = cfg.get('timeout') or cfg.get('default-timeout') or 30
-    return Client(cfg.get('proxy', ''), _bundle(cfg.get('cert')), cfg.get('client-cert'), float(wait), int(cfg.get('retries') or 2), tuple(hosts))
+    return Client(cfg.get('proxy', ''), _bundle(cfg.get('cert')), cfg.get('client-cert'), float(wait),
+                  int(cfg.get('retries') or 2), tuple(hosts))
 
 def npm_client(cfg, registry)->Client:
     "A client with npm's settings; credentials only for the registry they were given for"
-    c = Client(cfg.get('https-proxy') or cfg.get('proxy') or '', _bundle(cfg.get('cafile')) if cfg.get('strict-ssl') != 'false' else False)
+    c = Client(cfg.get('https-proxy') or cfg.get('proxy') or '', _bundle(cfg.get('cafile'))
+               if cfg.get('strict-ssl') != 'false' else False)
     u = urlsplit(registry); key = f'//{u.netloc}{u.path.rstrip("/")}/'
     token, basic, user, word = (cfg.get(f'{key}:{k}') for k in ('_authToken', '_auth', 'username', '_password'))
     if not basic and user and word:
@@ -166,7 +177,8 @@ def page_links(url,      # an index's project page, or a find-links page or fold
     "(file name, address, sha256 or None) of every file the page or folder offers"
     from pypi_simple import ProjectPage, UnsupportedContentTypeError
     p = local_path(url)
-    if p and p.is_dir() and not (p/'index.html').is_file(): return [(f.name, f.as_uri(), None) for f in sorted(p.resolve().iterdir()) if f.is_file()]
+    if p and p.is_dir() and not (p/'index.html').is_file():
+        return [(f.name, f.as_uri(), None) for f in sorted(p.resolve().iterdir()) if f.is_file()]
     if p:
         p = p/'index.html' if p.is_dir() else p
         if not p.is_file(): return []
@@ -188,7 +200,8 @@ def pip_links(spec,      # NAME==VERSION
     name, client = re.sub(r'[-_.]+', '-', spec.partition('==')[0]).lower(), pip_client(cfg)
     places = cfg.get('find-links', '').split()
     if cfg.get('no-index', '').lower() not in ('1', 'true', 'yes', 'on'):
-        places += [f'{i.rstrip("/")}/{name}/' for i in [cfg.get('index-url') or PYPI_SIMPLE_ENDPOINT, *cfg.get('extra-index-url', '').split()]]
+        places += [f'{i.rstrip("/")}/{name}/' for i in [cfg.get('index-url') or PYPI_SIMPLE_ENDPOINT,
+                                                        *cfg.get('extra-index-url', '').split()]]
     for i in places: client.strip(i)
     for place in places:
         try: hits = [u for n,u,_ in page_links(place, name, client) if n == filename]
@@ -203,7 +216,9 @@ def npm_registry(name, cfg)->str:
     reg = cfg.get(f'{scope}:registry') if scope else ''
     reg = reg or cfg.get('registry')
     if not reg and (npm := shutil.which('npm')):
-        try: reg = subprocess.run([npm, 'config', 'get', 'registry'], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout.strip()
+        try:
+            reg = subprocess.run([npm, 'config', 'get', 'registry'], capture_output=True, text=True, timeout=60,
+                                 stdin=subprocess.DEVNULL).stdout.strip()
         except (OSError, subprocess.TimeoutExpired): reg = ''
     return reg.rstrip('/') + '/' if reg and '://' in reg else ''
 
@@ -234,7 +249,8 @@ def copy_checked(chunks,      # iterable of bytes
     h, n, dst, big = hashlib.sha256(), 0, Path(dst), bool(label) and size > 2e6
     if big and not sys.stderr.isatty(): print(f'fetching {label} ({size/1e6:.1f} MB)', file=sys.stderr, flush=True)
     try:
-        with open(dst, 'wb') as f, tqdm(total=size, unit='B', unit_scale=True, desc=label, leave=False, disable=None if big else True) as bar:
+        with open(dst, 'wb') as f, tqdm(total=size, unit='B', unit_scale=True, desc=label, leave=False, disable=None
+                                        if big else True) as bar:
             for c in chunks:
                 n += len(c)
                 if n > size: raise AssetError(f'is longer than the {size} bytes expected')

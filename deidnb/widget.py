@@ -58,7 +58,8 @@ def face_table(before, result)->str:
     from deidnb.report import data_uri, fit
     img = lambda rgb, f: f'<img alt="" width="96" height="96" style="border-radius:6px" src="{data_uri(fit(around(rgb, f), 128))}">'
     cell = lambda x, more='': f'<td style="padding:4px 14px 4px 0;text-align:left;vertical-align:middle;{more}">{x}</td>'
-    head = ''.join(f'<th style="text-align:left;padding:4px 14px 4px 0;font-weight:600">{t}</th>' for t in ('before','after','outcome','attempts','recognisers','time'))
+    head = ''.join(f'<th style="text-align:left;padding:4px 14px 4px 0;font-weight:600">{t}</th>'
+                   for t in ('before','after','outcome','attempts','recognisers','time'))
     colour = dict(protected='color:#1a7f37;font-weight:600', fallback='color:#c0392b;font-weight:600')
     rows = ''.join('<tr>'+cell(img(before, f))+cell(img(result.image, f))+cell(r.outcome + (f'<br>{r.why}' if r.why else ''), colour.get(r.outcome, ''))+cell(r.attempts)
         + cell('<br>'.join(f"{n} {s['score']} ({s['threshold']})" for n,s in r.scores.items()) or 'not asked')+cell(f'{r.ms:.0f} ms')+'</tr>' for f,r in zip(result.found, result.faces))
@@ -74,7 +75,8 @@ def around(rgb, face, pad=.35)->np.ndarray:
 def load_widgets():
     "ipywidgets, or what to do about it"
     try: import ipywidgets
-    except ImportError: raise ConfigError('is not installed', 'ipywidgets', "pip install 'deidnb[all]', then restart the kernel.") from None
+    except ImportError:
+        raise ConfigError('is not installed', 'ipywidgets', "pip install 'deidnb[all]', then restart the kernel.") from None
     return ipywidgets
 
 class ProtectWidget:
@@ -88,26 +90,37 @@ class ProtectWidget:
     ):
         W, names = load_widgets(), photo_names(); self.W, self.photos, self.cache, self.result, self.out = W, {}, {}, None, out
         from deidnb.methods import METHODS, get_method
-        if get_method(method).needs_set: raise ConfigError(f'{method} works on folders only', 'method', 'Choose another, or use `deidnb deid FOLDER -o DST`.')
+        if get_method(method).needs_set:
+            raise ConfigError(f'{method} works on folders only', 'method', 'Choose another, or use `deidnb deid FOLDER -o DST`.')
         full, short = W.Layout(width='98%'), dict(description_width='70px')
-        self.photo = W.Dropdown(options=names + ([] if str(photo) in names else [str(photo)]), value=str(photo), description='Photo', style=short, layout=full)
+        self.photo = W.Dropdown(options=names + ([] if str(photo) in names else [str(photo)]), value=str(photo),
+                                description='Photo', style=short, layout=full)
         self.upload = W.FileUpload(accept='image/*', description='Your own ...', layout=full)
-        self.method = W.Dropdown(options=[(f'{n}: {m.title}', n) for n,m in METHODS.items() if not m.needs_set and not m.needs], value=method, description='Method', style=short, layout=full)
-        self.strength = W.ToggleButtons(options=['light','medium','strong'], value=strength, style=dict(button_width='32%'), layout=full)
+        self.method = W.Dropdown(options=[(f'{n}: {m.title}', n) for n,m in METHODS.items() if not m.needs_set
+                                          and not m.needs], value=method, description='Method', style=short,
+                                 layout=full)
+        self.strength = W.ToggleButtons(options=['light','medium','strong'], value=strength,
+                                        style=dict(button_width='32%'), layout=full)
         self.go = W.Button(description='Protect', button_style='primary', icon='user-secret', layout=full)
         self.name = W.Text(description='Save as', style=short, layout=full)
         self.save_button = W.Button(description='Save photo and receipt', icon='save', disabled=True, layout=full)
         self.status, self.table = W.HTML(), W.HTML()
-        self.view, self.slider = W.Image(format='jpeg', layout=W.Layout(width='100%', max_width='512px')), W.FloatSlider(value=.5, min=0, max=1, step=.01, readout=False, disabled=True, layout=W.Layout(width='100%', max_width='512px', margin='0'))
-        ends = W.HTML('<div style="display:flex;justify-content:space-between"><span>before</span><span>after</span></div>', layout=W.Layout(width='100%', max_width='512px'))
-        left = W.VBox([self.photo, self.upload, self.method, self.strength, self.go, self.status, self.name, self.save_button], layout=W.Layout(width='330px', margin='0 24px 0 0'))
+        self.view, self.slider = W.Image(format='jpeg', layout=W.Layout(width='100%',
+                max_width='512px')), W.FloatSlider(value=.5, min=0, max=1, step=.01, readout=False, disabled=True,
+                                                   layout=W.Layout(width='100%', max_width='512px', margin='0'))
+        ends = W.HTML('<div style="display:flex;justify-content:space-between"><span>before</span><span>after</span></div>',
+                      layout=W.Layout(width='100%', max_width='512px'))
+        left = W.VBox([self.photo, self.upload, self.method, self.strength, self.go, self.status, self.name,
+                       self.save_button], layout=W.Layout(width='330px', margin='0 24px 0 0'))
         right = W.VBox([self.view, self.slider, ends], layout=W.Layout(flex='1 1 300px', max_width='520px'))
         self.box = W.VBox([W.HBox([left, right], layout=W.Layout(flex_flow='row wrap')), self.table])
         self.connect(); self.show()
         if run: self.protect()
     def connect(self):
         self.go.on_click(lambda _: self.protect()); self.save_button.on_click(lambda _: self.save())
-        self.slider.observe(lambda _: self.draw(), 'value'); self.upload.observe(lambda _: self.take(self.upload.value), 'value'); self.photo.observe(lambda _: self.show(), 'value')
+        self.slider.observe(lambda _: self.draw(), 'value')
+        self.upload.observe(lambda _: self.take(self.upload.value), 'value')
+        self.photo.observe(lambda _: self.show(), 'value')
     def _repr_mimebundle_(self, **kw): return self.box._repr_mimebundle_(**kw)
 
 # %% ../nbs/16_widget.ipynb #c187ffb3
@@ -158,9 +171,13 @@ def protect(self:ProtectWidget):
     except DeidnbError as e: self.say(str(e), bad=True); return None
     finally: self.go.disabled = False
     r, n = self.result, len(self.result.faces); covered = sum(f.outcome == 'fallback' for f in r.faces)
-    self.say(f"{n} face{'s' if n != 1 else ''} found, {n-covered} protected" + (f', {covered} covered by a plain ellipse' if covered else '') + f' in {time.perf_counter()-t:.1f} s', bad=bool(covered) or not n)
+    self.say(f"{n} face{'s' if n != 1 else ''} found, {n-covered} protected"
+             + (f', {covered} covered by a plain ellipse' if covered else '') + f' in {time.perf_counter()-t:.1f} s',
+             bad=bool(covered) or not n)
     self.table.value, self.slider.disabled, self.save_button.disabled = face_table(self.picture.rgb, r), not n, not n
-    if n: self.slider.value = round(float(r.found[0].box[[0,2]].mean()/self.picture.rgb.shape[1]), 2)  # the line through the largest face
+    # the line through the largest face
+    if n:
+        self.slider.value = round(float(r.found[0].box[[0,2]].mean()/self.picture.rgb.shape[1]), 2)
     self.draw(); return r
 
 @patch
@@ -170,14 +187,18 @@ def save(self:ProtectWidget, overwrite=False):
     from deidnb.manifest import digest
     from deidnb.pipeline import write_checked
     from deidnb.report import write_json
-    if self.result is None or not self.result.faces: self.say('There is nothing to save yet: press Protect first.', bad=True); return None
+    if self.result is None or not self.result.faces:
+        self.say('There is nothing to save yet: press Protect first.', bad=True)
+        return None
     out = Path(self.name.value.strip()).expanduser()
     try:
         note = out.with_name(out.name+'.receipt.json')
-        if out.suffix.lower() not in SUFFIXES: raise ConfigError('is not the name of a picture', out, f'Use one of {" ".join(SUFFIXES)}.')
+        if out.suffix.lower() not in SUFFIXES:
+            raise ConfigError('is not the name of a picture', out, f'Use one of {" ".join(SUFFIXES)}.')
         if note.exists() and not overwrite: raise ConfigError('exists already', note, 'Choose another name.')
         r = self.result = write_checked(self.used, out, self.picture, self.result, 'strip', overwrite)
-        r.receipt['file'] = dict(sha256=digest(out), format=out.suffix.lower().lstrip('.')); write_json(note, r.receipt, overwrite)
+        r.receipt['file'] = dict(sha256=digest(out), format=out.suffix.lower().lstrip('.'))
+        write_json(note, r.receipt, overwrite)
     except (DeidnbError, OSError, ValueError) as e: self.say(str(e), bad=True); return None
     self.say(f'Saved {out} and {note.name}'); self.table.value = face_table(self.picture.rgb, r); return out
 

@@ -18,18 +18,22 @@ def here(tmp_path, monkeypatch):
 
 def run(*a): return main([*map(str, a)])
 def deid(*a, m='blur'): return run('deid', *a, '-m', m, '--quiet')
-def command(*a, **k): return subprocess.run([sys.executable, '-m', 'deidnb.cli', *map(str, a)], capture_output=True, text=True, **k)
+def command(*a, **k):
+    return subprocess.run([sys.executable, '-m', 'deidnb.cli', *map(str, a)], capture_output=True, text=True, **k)
 
 def test_exit_codes(here, capsys):
     assert deid('in', '-o', 'out') == 0
     assert deid('photo.png', '-o', 'one.png') == 0 and deid('photo.png', '-o', 'out2') == 0 and Path('out2/photo.png').is_file()
     Path('in/broken.jpg').write_bytes(b'x')
     assert deid('in', '-o', 'out') == 1                       # some failed
-    assert deid('in', '-o', 'out', m='blurr') == 2 and deid('in', '-o', 'in') == 2 and deid('in', '-o', 'x', '--set', 'oops') == 2 and deid('in', '-o', 'x', '--seed', '1') == 2
-    assert deid('in', '-o', 'x', '--strength', 'huge') == 2 and deid('in', '-o', 'x', '--only', '1,2') == 2 and run('deid', 'in') == 2 and run() == 2 and run('nothing') == 2
+    assert deid('in', '-o', 'out', m='blurr') == 2 and deid('in', '-o', 'in') == 2 and deid('in', '-o', 'x', '--set',
+        'oops') == 2 and deid('in', '-o', 'x', '--seed', '1') == 2
+    assert deid('in', '-o', 'x', '--strength', 'huge') == 2 and deid('in', '-o', 'x', '--only',
+        '1,2') == 2 and run('deid', 'in') == 2 and run() == 2 and run('nothing') == 2
     assert deid('nowhere', '-o', 'x') == 3 and deid('in/broken.jpg', '-o', 'x.jpg') == 3 and deid('in/broken.jpg', '-o', 'x') == 3
     Path('empty').mkdir(); assert deid('empty', '-o', 'x') == 3
-    assert deid('photo.png', '-o', 'one.png') == 5 and deid('in', '-o', 'photo.png') == 5 and deid('in', '-o', 'photo.png/sub') == 5
+    assert deid('photo.png', '-o', 'one.png') == 5 and deid('in', '-o', 'photo.png') == 5 and deid('in', '-o',
+        'photo.png/sub') == 5
     err = capsys.readouterr().err
     assert all(l.startswith(('deidnb: ', 'usage: ', ' ')) for l in err.splitlines() if l and 'error:' not in l), err
 
@@ -54,9 +58,12 @@ def test_help_is_fast_and_says_the_codes():
     best = 9
     for _ in range(3):
         t = time.perf_counter(); r = command('--help'); best = min(best, time.perf_counter()-t)
-    assert r.returncode == 0 and '130 interrupted' in r.stdout and all(c in r.stdout for c in ('deid','methods','evaluate','assets','doctor','demo'))
+    assert r.returncode == 0 and '130 interrupted' in r.stdout and all(c in r.stdout
+        for c in ('deid','methods','evaluate','assets','doctor','demo'))
     assert best < 1.  # 0.5 s on a quiet machine
-    heavy = subprocess.run([sys.executable, '-c', 'import sys, deidnb.cli; deidnb.cli.parser(); print([m for m in ("torch","cv2","mediapipe","scipy","PIL","onnxruntime") if m in sys.modules])'], capture_output=True, text=True)
+    heavy = subprocess.run([sys.executable, '-c',
+                            'import sys, deidnb.cli; deidnb.cli.parser(); print([m for m in ("torch","cv2","mediapipe","scipy","PIL","onnxruntime") if m in sys.modules])'],
+                           capture_output=True, text=True)
     assert heavy.stdout.strip() == '[]'
 
 def test_information(here, capsys):
@@ -66,43 +73,58 @@ def test_information(here, capsys):
     assert run('assets', 'licences') == 0 and 'yunet' in capsys.readouterr().out
     assert run('assets', 'verify', 'yunet', 'sface') == 0 and run('assets', 'verify', 'yunett') == 4
     capsys.readouterr(); assert run('doctor', '--json') == 0
-    d = json.loads(capsys.readouterr().out); assert d['packages']['numpy'] and d['assets']['yunet'] == 'ok' and isinstance(d['todo'], list)
+    d = json.loads(capsys.readouterr().out)
+    assert d['packages']['numpy'] and d['assets']['yunet'] == 'ok' and isinstance(d['todo'], list)
     assert run('--version') == 0 and capsys.readouterr().out.startswith('deidnb ') and run('evaluate', '--help') == 0
 
 def test_parameters_reach_the_method(here):
-    assert deid('photo.png', '-o', 'a.png', '--set', 'radius=3', '--set', 'region=oval') == 0 and deid('photo.png', '-o', 'b.png', '--strength', 'strong') == 0
-    r = json.loads(Path('a.png.receipt.json').read_text()); assert r['params'] == dict(radius=3, region='oval') and r['faces'][0]['info']['radius'] == 3
+    assert deid('photo.png', '-o', 'a.png', '--set', 'radius=3', '--set', 'region=oval') == 0 and deid('photo.png',
+        '-o', 'b.png', '--strength', 'strong') == 0
+    r = json.loads(Path('a.png.receipt.json').read_text())
+    assert r['params'] == dict(radius=3, region='oval') and r['faces'][0]['info']['radius'] == 3
     assert sha256('a.png') != sha256('b.png')
-    for s in ('c','d'): assert run('deid', 'photo.png', '-o', f'{s}.png', '-m', 'noise', '--seed', 4, '--simulate', '--quiet') == 0
+    for s in ('c','d'):
+        assert run('deid', 'photo.png', '-o', f'{s}.png', '-m', 'noise', '--seed', 4, '--simulate', '--quiet') == 0
     assert sha256('c.png') == sha256('d.png') and json.loads(Path('c.png.receipt.json').read_text())['simulated']
 
 def test_regions(here):
     write_image('two.png', np.concatenate(FACES[:2], 1)); a = read_image('two.png').rgb
-    assert deid('two.png', '-o', 'left.png', '--only', '0,0,256,256') == 0 and deid('two.png', '-o', 'right.png', '--except', '0,0,256,256') == 0
+    assert deid('two.png', '-o', 'left.png', '--only', '0,0,256,256') == 0 and deid('two.png', '-o', 'right.png',
+        '--except', '0,0,256,256') == 0
     l, r = read_image('left.png').rgb, read_image('right.png').rgb
-    assert (l[:, 300:] == a[:, 300:]).all() and (l[:, :256] != a[:, :256]).any() and (r[:, :200] == a[:, :200]).all() and (r[:, 256:] != a[:, 256:]).any()
+    assert (l[:, 300:] == a[:, 300:]).all() and (l[:, :256] != a[:, :256]).any() and (r[:, :200] == a[:,
+            :200]).all() and (r[:, 256:] != a[:, 256:]).any()
 
 def test_detections_saved_edited_replayed(here):
     assert deid('photo.png', '-o', 'a.png', '--save-detections', 'faces.json') == 0
-    d = json.loads(Path('faces.json').read_text()); d['faces'][0]['box'] = [0,0,40,40]; d['faces'][0].pop('landmarks', None); d['faces'][0]['points5'] = [[10,15],[30,15],[20,22],[13,30],[27,30]]
+    d = json.loads(Path('faces.json').read_text()); d['faces'][0]['box'] = [0,0,40,40]
+    d['faces'][0].pop('landmarks', None)
+    d['faces'][0]['points5'] = [[10,15],[30,15],[20,22],[13,30],[27,30]]
     Path('faces.json').write_text(json.dumps(d))
     assert deid('photo.png', '-o', 'b.png', '--detections', 'faces.json') == 0
-    a, b = read_image('photo.png').rgb, read_image('b.png').rgb; assert (a[100:] == b[100:]).all() and (a[5:35,5:35] != b[5:35,5:35]).any()
-    Path('bad.json').write_text('{'); assert deid('photo.png', '-o', 'c.png', '--detections', 'bad.json') == 3 and deid('photo.png', '-o', 'c.png', '--detections', 'none.json') == 3
+    a, b = read_image('photo.png').rgb, read_image('b.png').rgb
+    assert (a[100:] == b[100:]).all() and (a[5:35,5:35] != b[5:35,5:35]).any()
+    Path('bad.json').write_text('{')
+    assert deid('photo.png', '-o', 'c.png', '--detections', 'bad.json') == 3 and deid('photo.png', '-o', 'c.png',
+        '--detections', 'none.json') == 3
     assert deid('in', '-o', 'x', '--detections', 'faces.json') == 2
 
 def test_nothing_is_overwritten(here):
     before = sha256('photo.png')
-    assert deid('photo.png', '-o', 'photo.png') == 2 and deid('photo.png', '-o', 'photo.png', '--overwrite') == 2 and sha256('photo.png') == before
+    assert deid('photo.png', '-o', 'photo.png') == 2 and deid('photo.png', '-o', 'photo.png',
+                                                              '--overwrite') == 2 and sha256('photo.png') == before
     assert deid('photo.png', '-o', 'a.png') == 0; a = sha256('a.png')
     assert deid('photo.png', '-o', 'a.png', '--set', 'radius=40') == 5 and sha256('a.png') == a
     assert deid('photo.png', '-o', 'a.png', '--set', 'radius=40', '--overwrite') == 0 and sha256('a.png') != a
 
 def test_odd_names_on_a_plain_terminal(here):
-    for n in ('-o.jpg', 'line\nbreak.jpg', '😀.jpg', os.fsdecode(b'\xff\xfe.jpg'), '\x1b[31m.jpg'): Path('in', n).write_bytes(b'broken')
-    r = subprocess.run([sys.executable, '-m', 'deidnb.cli', 'deid', 'in', '-o', 'out', '-m', 'blur'], capture_output=True, env=dict(os.environ, PYTHONIOENCODING='ascii:strict'))
+    for n in ('-o.jpg', 'line\nbreak.jpg', '😀.jpg', os.fsdecode(b'\xff\xfe.jpg'), '\x1b[31m.jpg'):
+        Path('in', n).write_bytes(b'broken')
+    r = subprocess.run([sys.executable, '-m', 'deidnb.cli', 'deid', 'in', '-o', 'out', '-m', 'blur'],
+                       capture_output=True, env=dict(os.environ, PYTHONIOENCODING='ascii:strict'))
     assert r.returncode == 1 and r.stderr.count(b'deidnb: ') == 5 == len(r.stderr.splitlines()), r.stderr
-    assert b'\x1b' not in r.stderr + r.stdout and b'3 done' in r.stdout and b'photo/s' not in r.stderr   # no bar without a terminal
+    # no bar without a terminal
+    assert b'\x1b' not in r.stderr + r.stdout and b'3 done' in r.stdout and b'photo/s' not in r.stderr
     assert command('deid', '-o', 'out3', '-m', 'blur', '--', 'in/-o.jpg').returncode == 3
 
 def many(n=16):
@@ -115,7 +137,8 @@ def many(n=16):
 START = 'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from deidnb.cli import main; sys.exit(main(sys.argv[1:]))'
 
 def start(*extra):
-    p = subprocess.Popen([sys.executable, '-c', START, 'deid', 'many', '-o', 'out', '-m', 'blur', *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-c', START, 'deid', 'many', '-o', 'out', '-m', 'blur', *extra],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.time()+60
     while len(list(Path('out').glob('[0-9]*.png'))) < 2 and time.time() < end and p.poll() is None: time.sleep(.01)
     return p
@@ -131,7 +154,8 @@ def test_stopped_and_resumed(here, sig, code):
     assert 0 < len(sure) < n and {f.name for f in done} - sure <= {logged[-1]['item']}   # at most the one in flight
     assert run('deid', 'many', '-o', 'out', '-m', 'blur', '--quiet') == 0
     assert len(list(Path('out').glob('*.png'))) == n and not list(Path('out').rglob('.deidnb-*'))
-    assert all((f.stat().st_mtime_ns, sha256(f)) == was for f,was in done.items() if f.name in sure)   # what was done was not done again
+    # what was done was not done again
+    assert all((f.stat().st_mtime_ns, sha256(f)) == was for f,was in done.items() if f.name in sure)
 
 def test_interrupt_with_workers(here):
     many(16); p = start('--jobs', '2'); p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=60)
@@ -142,5 +166,6 @@ def test_demo(here, capsys):
     assert run('demo', '-o', 'demo', '-m', 'pixelate') == 0
     out = capsys.readouterr().out
     assert 'no longer recognised by sface' in out and 'refused, as it should be' in out
-    assert all(Path('demo', n).is_file() for n in ('sheet.png','receipt.json','report.html')) and len(list(Path('demo/photos').rglob('*.*g'))) >= 5
+    assert all(Path('demo', n).is_file()
+               for n in ('sheet.png','receipt.json','report.html')) and len(list(Path('demo/photos').rglob('*.*g'))) >= 5
     page = Path('demo/report.html').read_text(); assert 'http' not in page and '<script' not in page and str(here) not in page

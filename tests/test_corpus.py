@@ -17,7 +17,8 @@ def enc(im, fmt, **kw):
 def png_bomb(w, h):
     "A small PNG that claims a huge size"
     chunk = lambda t, d: struct.pack('>I', len(d)) + t + d + struct.pack('>I', zlib.crc32(t+d))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'\0'*100000, 9)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IDAT',
+        zlib.compress(b'\0'*100000, 9)) + chunk(b'IEND', b'')
 
 def real_bomb(w, h):
     "A PNG of one colour: all pixels are there, 1000 times smaller than its content"
@@ -29,7 +30,8 @@ def png(a): return cv2.imencode('.png', a)[1].tobytes()
 def corpus():
     "name -> (bytes, expectation); expectation: 'made', 'error', or 'either'"
     out, P = {}, Image.fromarray(FACE)
-    whole = dict(jpg=enc(P, 'JPEG', quality=90), png=enc(P, 'PNG'), webp=enc(P, 'WEBP', quality=90), tif=enc(P, 'TIFF'), gif=enc(P, 'GIF'), bmp=enc(P, 'BMP'))
+    whole = dict(jpg=enc(P, 'JPEG', quality=90), png=enc(P, 'PNG'), webp=enc(P, 'WEBP', quality=90), tif=enc(P, 'TIFF'),
+                 gif=enc(P, 'GIF'), bmp=enc(P, 'BMP'))
     prog = enc(P, 'JPEG', quality=90, progressive=True)
     for k,b in whole.items():
         out[f'whole.{k}'] = (b, 'made')
@@ -41,37 +43,58 @@ def corpus():
         out[f'text.{k}'] = (b'this is not a picture\n'*20, 'error')
     out['progressive_cut.jpg'] = (prog[:len(prog)//2], 'error')
     # the name lies
-    out['png_called.jpg'], out['jpg_called.png'], out['webp_called.tif'], out['gif_called.webp'] = (whole['png'], 'made'), (whole['jpg'], 'made'), (whole['webp'], 'made'), (whole['gif'], 'made')
-    out['html.jpg'], out['script.png'], out['zip.webp'], out['pdf.tif'] = (b'<!doctype html><html></html>', 'error'), (b'#!/bin/sh\nrm -rf /\n', 'error'), (b'PK\x03\x04'+b'\0'*200, 'error'), (b'%PDF-1.7\n'+b'\0'*200, 'error')
-    out['svg.png'], out['eps.jpg'], out['heic.heic'], out['jp2.jp2'] = (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'error'), (b'%!PS-Adobe-3.0 EPSF-3.0\nquit\n', 'error'), (b'\0\0\0\x18ftypheic'+b'\0'*99, 'error'), (b'\0\0\0\x0cjP  \r\n\x87\n'+b'\0'*99, 'error')
+    out['png_called.jpg'], out['jpg_called.png'], out['webp_called.tif'], out['gif_called.webp'] = (whole['png'],
+        'made'), (whole['jpg'], 'made'), (whole['webp'], 'made'), (whole['gif'], 'made')
+    out['html.jpg'], out['script.png'], out['zip.webp'], out['pdf.tif'] = (b'<!doctype html><html></html>',
+        'error'), (b'#!/bin/sh\nrm -rf /\n', 'error'), (b'PK\x03\x04'+b'\0'*200, 'error'), (b'%PDF-1.7\n'+b'\0'*200,
+        'error')
+    out['svg.png'], out['eps.jpg'], out['heic.heic'], out['jp2.jp2'] = (b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        'error'), (b'%!PS-Adobe-3.0 EPSF-3.0\nquit\n', 'error'), (b'\0\0\0\x18ftypheic'+b'\0'*99,
+        'error'), (b'\0\0\0\x0cjP  \r\n\x87\n'+b'\0'*99, 'error')
     # sizes
-    out['bomb_declared.png'], out['bomb_declared_65k.png'], out['bomb_real.png'] = (png_bomb(2**31-1, 2**31-1), 'error'), (png_bomb(65000, 65000), 'error'), (real_bomb(16000, 14000), 'error')
-    out['bomb.bmp'] = (struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 200, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0), 'error')
-    for w,h in ((1,1), (2,2), (1,300), (300,1), (7,5)): out[f'tiny_{w}x{h}.png'] = (enc(Image.new('RGB', (w,h), (9,9,9)), 'PNG'), 'error')
+    out['bomb_declared.png'], out['bomb_declared_65k.png'], out['bomb_real.png'] = (png_bomb(2**31-1, 2**31-1),
+        'error'), (png_bomb(65000, 65000), 'error'), (real_bomb(16000, 14000), 'error')
+    out['bomb.bmp'] = (struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 200, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0,
+                                   0), 'error')
+    for w,h in ((1,1), (2,2), (1,300), (300,1), (7,5)):
+        out[f'tiny_{w}x{h}.png'] = (enc(Image.new('RGB', (w,h), (9,9,9)), 'PNG'), 'error')
     wide = np.full((260, 20000, 3), 90, np.uint8); wide[2:258, 9000:9256] = FACE
-    out['wide_20000.jpg'], out['tall_20000.jpg'] = (enc(wide, 'JPEG'), 'either'), (enc(np.ascontiguousarray(wide.transpose(1,0,2)), 'JPEG'), 'either')
+    out['wide_20000.jpg'], out['tall_20000.jpg'] = (enc(wide, 'JPEG'),
+                                                    'either'), (enc(np.ascontiguousarray(wide.transpose(1,0,2)),
+            'JPEG'), 'either')
     # several frames
     f2 = [P, P.rotate(5)]
-    for k,fmt in (('gif','GIF'), ('webp','WEBP'), ('png','PNG'), ('tif','TIFF')): out[f'animated.{k}'] = (enc(f2[0], fmt, save_all=True, append_images=f2[1:]), 'error')
+    for k,fmt in (('gif','GIF'), ('webp','WEBP'), ('png','PNG'), ('tif','TIFF')):
+        out[f'animated.{k}'] = (enc(f2[0], fmt, save_all=True, append_images=f2[1:]), 'error')
     # modes and depths
     g = P.convert('L')
-    for mode,k in (('1','png'), ('L','png'), ('P','png'), ('LA','png'), ('RGBA','png'), ('CMYK','jpg'), ('CMYK','tif'), ('YCbCr','jpg'), ('YCbCr','tif'), ('LAB','tif'), ('L','jpg'), ('1','tif'), ('P','gif'), ('RGBA','webp'), ('RGBA','tif'), ('HSV','png')):
+    for mode,k in (('1','png'), ('L','png'), ('P','png'), ('LA','png'), ('RGBA','png'), ('CMYK','jpg'), ('CMYK','tif'),
+                   ('YCbCr','jpg'), ('YCbCr','tif'), ('LAB','tif'), ('L','jpg'), ('1','tif'), ('P','gif'),
+                   ('RGBA','webp'), ('RGBA','tif'), ('HSV','png')):
         if mode == 'HSV': continue
         im = P.convert('RGB').convert(mode) if mode != 'LAB' else Image.merge('LAB', P.split())
-        out[f'mode_{mode}.{k}'] = (enc(im, dict(png='PNG', jpg='JPEG', tif='TIFF', gif='GIF', webp='WEBP')[k]), 'either' if mode in ('1','LAB') else 'made')
+        out[f'mode_{mode}.{k}'] = (enc(im, dict(png='PNG', jpg='JPEG', tif='TIFF', gif='GIF', webp='WEBP')[k]), 'either'
+                                   if mode in ('1','LAB') else 'made')
     bgr = np.ascontiguousarray(FACE[..., ::-1])
-    out['deep_rgb.png'], out['deep_rgb.tif'], out['deep_grey.png'] = (png(bgr.astype(np.uint16)*257), 'made'), (tiff(bgr.astype(np.uint16)*257), 'made'), (png(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY).astype(np.uint16)*257), 'made')
+    out['deep_rgb.png'], out['deep_rgb.tif'], out['deep_grey.png'] = (png(bgr.astype(np.uint16)*257),
+        'made'), (tiff(bgr.astype(np.uint16)*257),
+                  'made'), (png(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY).astype(np.uint16)*257), 'made')
     grey = FACE.mean(2).astype(np.float32)
     nan = grey/255; nan = nan.copy(); nan[:9] = np.nan
-    for name,a in (('float01', grey/255), ('float255', grey), ('float_nan', nan), ('float_inf', np.where(grey > 200, np.inf, grey/255).astype(np.float32))): out[f'{name}.tif'] = (enc(Image.fromarray(a), 'TIFF'), 'either')
+    for name,a in (('float01', grey/255), ('float255', grey), ('float_nan', nan),
+                   ('float_inf', np.where(grey > 200, np.inf, grey/255).astype(np.float32))):
+        out[f'{name}.tif'] = (enc(Image.fromarray(a), 'TIFF'), 'either')
     pal = P.convert('P', palette=Image.ADAPTIVE); pal.info['transparency'] = 3
     out['palette_transparent.png'] = (enc(pal, 'PNG', transparency=3), 'made')
     clear = P.convert('RGBA'); clear.putalpha(0); out['fully_transparent.png'] = (enc(clear, 'PNG'), 'either')
     for o in range(1, 10):
         e = Image.Exif(); e[274] = o; turned = {3: 180, 6: 90, 8: 270}.get(o, 0)
         out[f'exif_{o}.jpg'] = (enc(P.rotate(turned, expand=True), 'JPEG', exif=e), 'made' if o in (1,3,6,8,9) else 'either')
-    out['exif_rubbish.jpg'], out['icc_rubbish.jpg'] = (enc(P, 'JPEG', exif=b'Exif\0\0MM\0*' + R.bytes(60)), 'either'), (enc(P, 'JPEG', icc_profile=R.bytes(300)), 'made')
-    out['no_face.jpg'], out['noise.png'] = (enc(np.full((200,200,3), 77, np.uint8), 'JPEG'), 'error'), (enc(np.random.default_rng(0).integers(0, 256, (64,64,3), dtype=np.uint8), 'PNG'), 'error')
+    out['exif_rubbish.jpg'], out['icc_rubbish.jpg'] = (enc(P, 'JPEG', exif=b'Exif\0\0MM\0*' + R.bytes(60)),
+                                                       'either'), (enc(P, 'JPEG', icc_profile=R.bytes(300)), 'made')
+    out['no_face.jpg'], out['noise.png'] = (enc(np.full((200,200,3), 77, np.uint8), 'JPEG'),
+                                            'error'), (enc(np.random.default_rng(0).integers(0, 256, (64,64,3),
+                dtype=np.uint8), 'PNG'), 'error')
     # names
     j = whole['jpg']
     for n in ('ü ñ 日本語.jpg', '😀.jpg', '-rf.jpg', '--help.jpg', 'quo"te\'s.jpg', 'line\nbreak.jpg', 'tab\there.jpg', ' space .jpg', '$(touch hacked).jpg', '`id`;ls.jpg', 'back\\slash.jpg', '%s%n{}.jpg', 'UPPER.JPG', 'two.dots.tar.jpg',
@@ -90,7 +113,8 @@ def batch(tmp_path_factory, blur):
     for n,(b,_) in CORPUS.items(): (src/n).write_bytes(b)
     (src/os.fsdecode(b'not_utf8_\xff\xfe.jpg')).write_bytes(CORPUS['whole.jpg'][0])
     (src/'folder.jpg').mkdir(); (src/'folder.jpg'/'inside.jpg').write_bytes(CORPUS['whole.jpg'][0])
-    os.mkfifo(src/'pipe.jpg'); (src/'loop.jpg').symlink_to('loop.jpg'); (src/'dangling.jpg').symlink_to('nowhere.jpg'); (src/'circle').symlink_to('.')
+    os.mkfifo(src/'pipe.jpg'); (src/'loop.jpg').symlink_to('loop.jpg')
+    (src/'dangling.jpg').symlink_to('nowhere.jpg'); (src/'circle').symlink_to('.')
     (src/'link.jpg').symlink_to('whole.jpg'); (src/'device.jpg').symlink_to('/dev/zero')
     before = {p.name: sha256(p) for p in src.iterdir() if p.is_file() and not p.is_symlink()}
     records = {}
@@ -132,7 +156,8 @@ def test_made_or_one_line(batch, name):
 @pytest.mark.parametrize('name', ['folder.jpg','pipe.jpg','loop.jpg','dangling.jpg','device.jpg'])
 def test_not_files(batch, name):
     rec = batch['records'][name]
-    assert rec['status'] == 'failed' and name in rec['error'] and 'unexpected' not in rec['error'] and not out_of(batch, name).is_file()
+    assert rec['status'] == 'failed' and name in rec['error'] and 'unexpected' not in rec['error'] and not out_of(batch,
+        name).is_file()
 
 def test_circles_and_links(batch):
     assert not any(n.startswith('circle/') for n in batch['records'])
@@ -168,7 +193,9 @@ def test_arrays_that_are_no_pictures(name, blur):
     with pytest.raises(InputError) as e: blur.photo(ARRAYS[name])
     assert '\n' not in str(e.value)
 
-@pytest.mark.parametrize('a', [FACE, FACE/255., FACE.astype(np.uint16)*257, FACE.mean(2).astype(np.uint8), np.dstack([FACE, FACE[..., :1]]), np.asfortranarray(FACE), FACE[::-1][::-1]], ids=['uint8','float','uint16','grey','alpha','fortran','strides'])
+@pytest.mark.parametrize('a', [FACE, FACE/255., FACE.astype(np.uint16)*257, FACE.mean(2).astype(np.uint8),
+                               np.dstack([FACE, FACE[..., :1]]), np.asfortranarray(FACE), FACE[::-1][::-1]],
+                         ids=['uint8','float','uint16','grey','alpha','fortran','strides'])
 def test_arrays_that_are(a, blur):
     b = np.array(a); r = blur.photo(a)
     assert r.ok and r.image.shape == (256,256,3) and r.image.dtype == np.uint8 and (np.asarray(a) == b).all()

@@ -22,7 +22,9 @@ class Same:
 def test_inputs_all_and_few(tmp_path):
     assert len(demo.make_inputs(tmp_path/'a')) == 8
     few = demo.make_inputs(tmp_path/'b', names=('broken.jpg','formats/grey.png'))
-    assert {p.relative_to(tmp_path/'b').as_posix() for p in few} == {'broken.jpg','formats/grey.png'} == {p.relative_to(tmp_path/'b').as_posix() for p in (tmp_path/'b').rglob('*.*')}
+    assert {p.relative_to(tmp_path/'b').as_posix()
+            for p in few} == {'broken.jpg','formats/grey.png'} == {p.relative_to(tmp_path/'b').as_posix()
+        for p in (tmp_path/'b').rglob('*.*')}
     with pytest.raises(ConfigError, match='formats/grey.png'): demo.make_inputs(tmp_path/'c', names=('formats/gray.png',))
 
 def test_every_picture_is_searched_once():
@@ -46,12 +48,15 @@ def test_run_writes_everything_and_says_where(tmp_path, monkeypatch, capsys):
     for name in ('sheet.png','receipt.json','report.html'): assert (tmp_path/'out'/name).is_file() and f'out/{name}' in said
     assert 'refused, as it should be: out/input/broken.jpg' in said and str(tmp_path) not in said
     receipt = json.loads((tmp_path/'out'/'receipt.json').read_text())
-    assert receipt['method'] == 'mask' and [f['item'] for f in receipt['failures']] == ['broken.jpg'] and receipt['summary']['faces'] == 1
+    assert receipt['method'] == 'mask' and [f['item']
+                                            for f in receipt['failures']] == ['broken.jpg'] and receipt['summary']['faces'] == 1
 
 def test_the_broken_file_must_be_refused(tmp_path, monkeypatch):
     make = demo.make_inputs
     def mended(folder, overwrite=True, names=None):
-        out = make(folder, overwrite, names); (folder/'broken.jpg').write_bytes(make(folder/'..'/'other')[1].read_bytes()); return out
+        out = make(folder, overwrite, names)
+        (folder/'broken.jpg').write_bytes(make(folder/'..'/'other')[1].read_bytes())
+        return out
     monkeypatch.setattr(demo, 'make_inputs', mended)
     assert demo.run(tmp_path/'out', 'mask', names=('broken.jpg',)) == 1
 

@@ -22,7 +22,8 @@ def test_axes_are_white():
 
 @pytest.mark.parametrize('n', [1, 6])
 def test_one_and_many_agree(n):
-    w = C.code_to_style(Z[:n]); assert w.shape == (n, 512) and w.dtype == np.float32 and np.allclose(w[0], C.code_to_style(Z[0]), atol=1e-4)
+    w = C.code_to_style(Z[:n])
+    assert w.shape == (n, 512) and w.dtype == np.float32 and np.allclose(w[0], C.code_to_style(Z[0]), atol=1e-4)
 
 def test_length_of_the_code_does_not_matter(): assert np.allclose(C.code_to_style(7*Z[0]), C.code_to_style(Z[0]), atol=1e-4)
 
@@ -37,7 +38,8 @@ def test_conditions(name, size):
 def test_readout_follows_the_conditions():
     read = lambda w: D.white @ (w - D.arrays['mean']) @ D.arrays['readout']
     a, b = (np.mean([read(C.code_to_style(z, pose=(y, 0))) for z in Z], 0) for y in (-20, 20)); assert b[0] - a[0] > 1
-    a, b = (np.mean([read(C.code_to_style(z, tone=(L, 12, 14))) for z in Z], 0) for L in (45, 75)); k = 2 + D.groups['expression']; assert b[k] - a[k] > 1
+    a, b = (np.mean([read(C.code_to_style(z, tone=(L, 12, 14))) for z in Z], 0) for L in (45, 75))
+    k = 2 + D.groups['expression']; assert b[k] - a[k] > 1
 
 def test_different_codes_different_styles():
     w = C.code_to_style(Z); assert np.linalg.norm(w[:, None]-w, axis=-1)[~np.eye(6, dtype=bool)].min() > .5
@@ -57,16 +59,21 @@ def test_refinement_helps_and_stays_near():
     assert C.Measured(shuffled.astype(np.float32)).cosine(Z[0]) < cosine - .2   # a random face at the same distance does not do
 
 def test_demand_and_its_cache(tmp_path, monkeypatch):
-    [monkeypatch.setattr(m, 'cache_dir', lambda: tmp_path) for m in (C, B)]; f = C.Measured(sample_styles(1, np.random.default_rng(8))[0]).face
-    a = C.demand(Z[1], f, [65, 12, 15], steps=0); names = {p.name for p in (tmp_path/'donors').iterdir()}; monkeypatch.setattr(C, '_search', lambda *_, **__: pytest.fail('searched twice'))
-    b = C.demand(Z[1], f, [65, 12, 15], steps=0); assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) and len(names) == 2
+    [monkeypatch.setattr(m, 'cache_dir', lambda: tmp_path) for m in (C, B)]
+    f = C.Measured(sample_styles(1, np.random.default_rng(8))[0]).face
+    a = C.demand(Z[1], f, [65, 12, 15], steps=0)
+    names = {p.name for p in (tmp_path/'donors').iterdir()}
+    monkeypatch.setattr(C, '_search', lambda *_, **__: pytest.fail('searched twice'))
+    b = C.demand(Z[1], f, [65, 12, 15], steps=0)
+    assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) and len(names) == 2
     for p in (tmp_path/'donors').glob('*.jpg'): p.write_bytes(b'broken')
     assert np.abs(C.demand(Z[1], f, [65, 12, 15], steps=0)[0].astype(int) - a[0]).max() == 0   # rendered again
     with pytest.raises(InputError): C.demand(Z[1], Face((0, 0, 9, 9), np.zeros((5, 2))), [65, 12, 15])
 
 def test_broken_cached_style_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(C, 'cache_dir', lambda: tmp_path); w = C._remembered(b'k', lambda: np.ones(512))
-    next((tmp_path/'donors').iterdir()).write_bytes(b'x'); assert np.array_equal(C._remembered(b'k', lambda: np.zeros(512)), np.zeros(512)) and w.sum() == 512
+    next((tmp_path/'donors').iterdir()).write_bytes(b'x')
+    assert np.array_equal(C._remembered(b'k', lambda: np.zeros(512)), np.zeros(512)) and w.sum() == 512
 
 def test_crop112_is_the_template():
     from deidnb.faces.align import TEMPLATE5
@@ -75,7 +82,8 @@ def test_crop112_is_the_template():
 
 def test_operators():
     t = torch.arange(24.).reshape(2, 3, 4)
-    assert torch.equal(operator('Gather', {}, [t, torch.tensor([2, 0]), torch.tensor(1)]), t[:, [2, 0]]) and operator('Gather', {}, [t, torch.tensor(1), torch.tensor(0)]).shape == (3, 4)
+    assert torch.equal(operator('Gather', {}, [t, torch.tensor([2, 0]), torch.tensor(1)]),
+                       t[:, [2, 0]]) and operator('Gather', {}, [t, torch.tensor(1), torch.tensor(0)]).shape == (3, 4)
     assert operator('Reshape', dict(special_zero='true'), [t, torch.tensor([0, -1])]).shape == (2, 12)
     assert torch.allclose(operator('MatMul', dict(transpose_b='true'), [t[0], t[1]]), t[0] @ t[1].T)
     assert [v.shape[2] for v in operator('VariadicSplit', {}, [t, torch.tensor(2), torch.tensor([1, 3])])] == [1, 3]

@@ -17,7 +17,9 @@ def crop(p=PICTURE): return Crop(p, np.eye(3)[:2], Face((60, 46, 200, 238), POIN
 def test_uniform(n):
     u = N.uniform_below(n, 20000, SEEDED)
     assert u.min() >= 0 and u.max() < n
-    if n > 1: assert stats.chisquare(np.bincount(u, minlength=n) if n <= 1000 else np.histogram(u/n, bins=10, range=(0, 1))[0]).pvalue > 1e-6
+    if n > 1:
+        assert stats.chisquare(np.bincount(u, minlength=n) if n <= 1000 else np.histogram(u/n, bins=10,
+                range=(0, 1))[0]).pvalue > 1e-6
 
 @pytest.mark.parametrize('n', [0, -1, 2**62])
 def test_uniform_refuses(n):
@@ -38,7 +40,8 @@ def test_discrete_laplace_probabilities(t, s):
     var = 2*q/(1-q)**2; assert abs(x.mean()) < 5*math.sqrt(var/n)
     assert abs((x == 0).mean() - (1-q)/(1+q)) < 5*math.sqrt((1-q)/(1+q)/n) + 1e-9
     cdf = lambda v: np.where(v < 0, q**(-v)/(1+q), 1 - q**(v+1)/(1+q))
-    for v in np.round(np.array([-3, -1, -.3, .3, 1, 3])*t/s).astype(int): assert abs((x <= v).mean() - cdf(float(v))) < 5*math.sqrt(.25/n)
+    for v in np.round(np.array([-3, -1, -.3, .3, 1, 3])*t/s).astype(int):
+        assert abs((x <= v).mean() - cdf(float(v))) < 5*math.sqrt(.25/n)
 
 def test_discrete_laplace_equals_opendp():
     dp = pytest.importorskip('opendp.prelude'); dp.enable_features('contrib')
@@ -51,11 +54,13 @@ def test_radial_noise(k):
     n, rate = (6000 if k < 16 else 200), 1/700
     x = N.discrete_radial(k, n, rate, SEEDED).astype(float); r = np.linalg.norm(x, axis=1)
     assert stats.kstest(r*rate, stats.gamma(k).cdf).pvalue > 1e-5
-    u = x/np.maximum(r, 1e-9)[:, None]; assert np.abs(u.mean(0)).max() < 5/math.sqrt(k*n) and np.abs(u.T@u/n - np.eye(k)/k).max() < 6/math.sqrt(n)/max(k, 2) + 2/700
+    u = x/np.maximum(r, 1e-9)[:, None]
+    assert np.abs(u.mean(0)).max() < 5/math.sqrt(k*n) and np.abs(u.T@u/n - np.eye(k)/k).max() < 6/math.sqrt(n)/max(k, 2) + 2/700
 
 def test_radial_noise_on_a_coarse_lattice():
     "closed form in two dimensions: every lattice point has weight exp(-rate |x|)"
-    x = N.discrete_radial(2, 60000, .7, SEEDED); g = np.arange(-40, 41); w = np.exp(-.7*np.hypot(*np.meshgrid(g, g))); w /= w.sum()
+    x = N.discrete_radial(2, 60000, .7, SEEDED); g = np.arange(-40, 41)
+    w = np.exp(-.7*np.hypot(*np.meshgrid(g, g))); w /= w.sum()
     for p in ((0, 0), (1, 0), (0, -1), (1, 1), (2, -1), (-3, 0)):
         want = w[40+p[0], 40+p[1]]; assert abs((x == p).all(1).mean() - want) < 5*math.sqrt(want/60000)
 
@@ -63,7 +68,9 @@ def pair(b=4, m=4, n=40):
     cell = np.full((b*b, 3), 128, np.uint8); x, y = cell.copy(), cell.copy(); x[:m], y[:m] = 0, 255
     return [np.tile(z.reshape(b, b, 3), (n, n, 1)) for z in (x, y)]
 
-def outputs(op, runs=20): return [np.concatenate([op.edit(x, 1., np.random.default_rng(5+r))[0][::4, ::4].astype(float).sum(-1).ravel() for r in range(runs*i, runs*i+runs)]) for i, x in enumerate(pair())]
+def outputs(op, runs=20):
+    return [np.concatenate([op.edit(x, 1., np.random.default_rng(5+r))[0][::4, ::4].astype(float).sum(-1).ravel()
+                            for r in range(runs*i, runs*i+runs)]) for i, x in enumerate(pair())]
 
 @pytest.mark.parametrize('eps', [.5, 1., 2.])
 @pytest.mark.parametrize('colour', [False, True])
@@ -71,7 +78,8 @@ def test_dp_pix_keeps_its_epsilon(eps, colour):
     low = low_bound(*outputs(D.DPPix(epsilon=eps, m=4, cell=4, colour=colour, simulate=True)))
     assert low <= eps and (colour or low > .6*eps), 'a valid bound that the audit nearly reaches'
 
-@pytest.mark.parametrize('wrong', ['half the noise', 'no noise', 'three channels, noise of one', 'means rounded before the noise, noise of a mean of 8 x 8'])
+@pytest.mark.parametrize('wrong', ['half the noise', 'no noise', 'three channels, noise of one',
+                                   'means rounded before the noise, noise of a mean of 8 x 8'])
 def test_broken_mechanisms_are_caught(wrong):
     class Broken(D.DPPix):
         def edit(self, w, unit, rng):
@@ -79,7 +87,8 @@ def test_broken_mechanisms_are_caught(wrong):
             if wrong == 'no noise': return D.DPPix(epsilon=1e4, **kw).edit(w, unit, rng)
             if wrong == 'half the noise': return D.DPPix(epsilon=2*self.epsilon, **kw).edit(w, unit, rng)
             if wrong.startswith('means'): return D.DPPix(epsilon=4*self.epsilon, **kw).edit(w, unit, rng)
-            return np.concatenate([D.DPPix(epsilon=self.epsilon, **kw).edit(np.repeat(w[..., k:k+1], 3, -1), unit, rng)[0][..., :1] for k in range(3)], -1), {}
+            return np.concatenate([D.DPPix(epsilon=self.epsilon, **kw).edit(np.repeat(w[..., k:k+1], 3, -1), unit,
+                        rng)[0][..., :1] for k in range(3)], -1), {}
     a, b = outputs(Broken(epsilon=1., m=4, cell=4))
     low = 99. if len(np.intersect1d(a, b)) == 0 else low_bound(a, b)
     assert low > 1.
@@ -87,7 +96,8 @@ def test_broken_mechanisms_are_caught(wrong):
 def test_more_than_m_pixels_are_not_covered():
     "the guarantee is for m pixels: with twice as many the bound is exceeded, as it says"
     x, y = pair(m=8); op = D.DPPix(epsilon=1., m=4, cell=4, colour=False, simulate=True)
-    outs = [np.concatenate([op.edit(z, 1., np.random.default_rng(r+50*i))[0][::4, ::4, 0].astype(float).ravel() for r in range(8)]) for i, z in enumerate((x, y))]
+    outs = [np.concatenate([op.edit(z, 1., np.random.default_rng(r+50*i))[0][::4, ::4, 0].astype(float).ravel()
+                            for r in range(8)]) for i, z in enumerate((x, y))]
     assert 1. < low_bound(*outs) <= 2.
 
 def test_dp_svd_sampler_keeps_its_epsilon_and_half_noise_is_caught():
@@ -114,7 +124,8 @@ def test_contract(cls):
 @pytest.mark.parametrize('cls', list(D.PRIVATE.values()))
 def test_released_noise_ignores_seeds(cls):
     f = lambda s, **k: cls(**k)(crop(), None, rng=np.random.default_rng(s)).image
-    assert (f(1) != f(1)).any() and (f(1, simulate=True) == f(1, simulate=True)).all() and (f(1, simulate=True) != f(2, simulate=True)).any()
+    assert (f(1) != f(1)).any() and (f(1, simulate=True) == f(1, simulate=True)).all() and (f(1, simulate=True) != f(2,
+            simulate=True)).any()
     assert not cls(simulate=True).guarantee.valid
     with pytest.raises(ConfigError): cls(simulate=True)(crop(), None, rng=None)
 
@@ -127,7 +138,8 @@ def test_wrong_configuration(bad):
 def test_odd_windows(h, w):
     x = np.random.default_rng(0).integers(0, 256, (h, w, 3)).astype(np.uint8)
     for op in (D.DPPix(cell=7), D.DPSVD(k=24), D.DPSVD(colour=False)): assert op.edit(x, 1., None)[0].shape == x.shape
-    assert D.DPSVD(k=2).edit(np.zeros((20, 30, 3), np.uint8), 1., None)[0].max() == 0, 'an empty picture has no singular vectors to show'
+    assert D.DPSVD(k=2).edit(np.zeros((20, 30, 3), np.uint8), 1.,
+                             None)[0].max() == 0, 'an empty picture has no singular vectors to show'
 
 def test_svd_without_noise_is_the_low_rank_picture():
     x = PICTURE[:120, :90]; y = D.DPSVD(k=5, epsilon=1e4).edit(x, 1., None)[0]

@@ -30,13 +30,17 @@ def test_dequantize_per_axis(axis):
 def tfjs(folder, size, kernel, stride, padding, depth):
     import base64, json
     b = lambda s: base64.b64encode(s.encode()).decode(); r = np.random.default_rng(1)
-    w = dict(k=r.normal(size=(kernel, kernel, 3, 1 if depth else 2)).astype(np.float32), q=r.integers(0, 255, (3 if depth else 2,)).astype(np.uint8))
+    w = dict(k=r.normal(size=(kernel, kernel, 3, 1 if depth else 2)).astype(np.float32),
+             q=r.integers(0, 255, (3 if depth else 2,)).astype(np.uint8))
     conv = dict(strides={'list': {'i': ['1', str(stride), str(stride), '1']}}, padding={'s': b(padding)})
     nodes = [dict(name='x', op='Placeholder', attr={'shape': {'shape': {'dim': [{'size': s} for s in ('-1', str(size), str(size), '3')]}}}),
              dict(name='conv', op='DepthwiseConv2dNative' if depth else 'Conv2D', input=['x', 'k'], attr=conv), dict(name='y', op='Mul', input=['conv', 'q'])]
     (folder/'w.bin').write_bytes(w['k'].astype(np.float16).tobytes() + w['q'].tobytes())
-    man = [dict(name='k', shape=list(w['k'].shape), dtype='float32', quantization={'dtype': 'float16'}), dict(name='q', shape=[len(w['q'])], dtype='float32', quantization={'dtype': 'uint8', 'scale': .01, 'min': -1.})]
-    (folder/'w.json').write_text(json.dumps(dict(modelTopology=dict(node=nodes), weightsManifest=[dict(paths=['w.bin'], weights=man)])))
+    man = [dict(name='k', shape=list(w['k'].shape), dtype='float32', quantization={'dtype': 'float16'}),
+           dict(name='q', shape=[len(w['q'])], dtype='float32', quantization={'dtype': 'uint8', 'scale': .01,
+                'min': -1.})]
+    (folder/'w.json').write_text(json.dumps(dict(modelTopology=dict(node=nodes),
+                                                 weightsManifest=[dict(paths=['w.bin'], weights=man)])))
     return folder/'w.json', w['k'].astype(np.float16).astype(np.float32), w['q']*.01 - 1
 
 @pytest.mark.parametrize('size', [7, 8])
@@ -45,9 +49,11 @@ def tfjs(folder, size, kernel, stride, padding, depth):
 @pytest.mark.parametrize('depth', [False, True])
 def test_tfjs_convolutions_against_a_loop(tmp_path, size, kernel, stride, padding, depth):
     import onnx
-    path, k, q = tfjs(tmp_path, size, kernel, stride, padding, depth); m = G.tfjs_to_onnx(path, ['y']); onnx.save(m, tmp_path/'m.onnx')
+    path, k, q = tfjs(tmp_path, size, kernel, stride, padding, depth); m = G.tfjs_to_onnx(path, ['y'])
+    onnx.save(m, tmp_path/'m.onnx')
     x = np.random.default_rng(0).normal(size=(2,size,size,3)).astype(np.float32)
-    n = -(-size//stride) if padding == 'SAME' else (size-kernel)//stride + 1; pad = max((n-1)*stride + kernel - size, 0) if padding == 'SAME' else 0
+    n = -(-size//stride) if padding == 'SAME' else (size-kernel)//stride + 1
+    pad = max((n-1)*stride + kernel - size, 0) if padding == 'SAME' else 0
     xp = np.pad(x, ((0,0), (pad//2, pad-pad//2), (pad//2, pad-pad//2), (0,0))); want = []
     for i in range(n):
         for j in range(n):
@@ -84,7 +90,8 @@ def test_score_distance_and_threshold_agree(name, people):
     e = E.load_expert(name); z = e.encode(*people); s, d = e.score(z, z[::-1]), e.distance(z, z[::-1])
     assert np.array_equal(np.argsort(s), np.argsort(-d)) and abs(e.distance(z, z)).max() < 1e-3
     assert e.score(z, z).min() > e.threshold(1e-3) > e.threshold(1e-2)
-    off = [e.score(z[i:i+1], z[j:j+1])[0] for i in range(5) for j in range(i)]; assert np.mean(np.array(off) < e.threshold(1e-3)) >= .9
+    off = [e.score(z[i:i+1], z[j:j+1])[0] for i in range(5) for j in range(i)]
+    assert np.mean(np.array(off) < e.threshold(1e-3)) >= .9
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('change', ['jpeg', 'bright', 'half', 'shifted', 'far_larger'])
@@ -107,19 +114,25 @@ def test_threads(name, people):
 @pytest.mark.parametrize('name', ['sface', 'faceres'])
 def test_torch_agrees_and_has_gradients(name, people):
     import importlib.util, torch
-    if importlib.util.find_spec('onnx2torch') is None: pytest.skip('onnx2torch is not installed')  # not imported here: it needs torchvision prepared first
+    # not imported here: it needs torchvision prepared first
+    if importlib.util.find_spec('onnx2torch') is None:
+        pytest.skip('onnx2torch is not installed')
     e = E.load_expert(name); p, f = people; z = e.encode(p[:2], f[:2]); net = e.torch()
-    x = torch.tensor(np.stack([e.crop(a, b) for a,b in zip(p[:2], f[:2])])).permute(0,3,1,2)/127.5 - 1; x.requires_grad_(); y = net.train()(x)
+    x = torch.tensor(np.stack([e.crop(a, b) for a,b in zip(p[:2], f[:2])])).permute(0,3,1,2)/127.5 - 1
+    x.requires_grad_(); y = net.train()(x)
     assert np.abs(y.detach().numpy()-z).max() < 1e-4
     g, = torch.autograd.grad((y[0]*torch.tensor(z[1])).sum(), x); assert g[0].abs().sum() > 0 and g[1].abs().sum() == 0
-    with torch.no_grad(): assert (net(x + 1e-2*g.sign())[0] @ torch.tensor(z[1])) > (y[0] @ torch.tensor(z[1]))  # uphill really is uphill
+    # uphill really is uphill
+    with torch.no_grad():
+        assert (net(x + 1e-2*g.sign())[0] @ torch.tensor(z[1])) > (y[0] @ torch.tensor(z[1]))
 
 def test_dlib_has_no_gradients():
     with pytest.raises(ConfigError, match='black box'): E.load_expert('dlib').torch()
 
 def test_flip_is_symmetric(people):
     e = E.load_expert('sface'); c = np.stack([e.crop(a, b) for a,b in zip(*people)])
-    a, b = e.encode_crops(c, flip=True), e.encode_crops(c[:, :, ::-1], flip=True); assert np.allclose(a, b, atol=1e-5) and not np.allclose(a, e.encode_crops(c), atol=1e-3)
+    a, b = e.encode_crops(c, flip=True), e.encode_crops(c[:, :, ::-1], flip=True)
+    assert np.allclose(a, b, atol=1e-5) and not np.allclose(a, e.encode_crops(c), atol=1e-3)
 
 @pytest.mark.parametrize('bad', [np.zeros((4,2)), np.full((5,2), np.nan), np.zeros((5,2))])
 @pytest.mark.parametrize('name', NAMES)
@@ -130,7 +143,8 @@ def test_face_at_the_edge_and_tiny_picture(people):
     p, f = people[0][0], people[1][0]
     for n in NAMES:
         e = E.load_expert(n)
-        assert np.isfinite(e.encode([p[:, :130].copy()], [f])).all() and np.isfinite(e.encode([p[::16, ::16].copy()], [f.points5/16])).all()
+        assert np.isfinite(e.encode([p[:, :130].copy()], [f])).all() and np.isfinite(e.encode([p[::16, ::16].copy()],
+                [f.points5/16])).all()
         assert np.isfinite(e.encode([p], [f.points5 + 1000])).all()  # points outside the picture
 
 def test_age_gender(people):
@@ -143,21 +157,29 @@ def arcface(path, size=112, batch='n', prefix='Conv', outputs=1):
     import onnx; from onnx import TensorProto as T, helper as oh, numpy_helper as nh
     r = np.random.default_rng(0); w = r.normal(size=(6,3,7,7)).astype(np.float32); n = []
     src = 'input'
-    if prefix == 'Sub': n += [oh.make_node('Sub', ['input','h'], ['s'], name='Sub_a'), oh.make_node('Mul', ['s','i'], ['m'], name='Mul_b')]; src = 'm'
-    n += [oh.make_node('Conv', [src,'w'], ['c'], strides=[7,7], name='conv0'), oh.make_node('GlobalAveragePool', ['c'], ['p'], name='p'), oh.make_node('Flatten', ['p'], ['code'], name='f')]
-    ini = [nh.from_array(w,'w')] + ([nh.from_array(np.array(127.5,np.float32),'h'), nh.from_array(np.array(1/127.5,np.float32),'i')] if prefix == 'Sub' else [])
-    g = oh.make_graph(n, 'g', [oh.make_tensor_value_info('input', T.FLOAT, [batch,3,size,size])], [oh.make_tensor_value_info('code', T.FLOAT, [batch,6])], ini)
+    if prefix == 'Sub':
+        n += [oh.make_node('Sub', ['input','h'], ['s'], name='Sub_a'), oh.make_node('Mul', ['s','i'], ['m'], name='Mul_b')]
+        src = 'm'
+    n += [oh.make_node('Conv', [src,'w'], ['c'], strides=[7,7], name='conv0'), oh.make_node('GlobalAveragePool', ['c'],
+            ['p'], name='p'), oh.make_node('Flatten', ['p'], ['code'], name='f')]
+    ini = [nh.from_array(w,'w')] + ([nh.from_array(np.array(127.5,np.float32),'h'),
+                                     nh.from_array(np.array(1/127.5,np.float32),'i')] if prefix == 'Sub' else [])
+    g = oh.make_graph(n, 'g', [oh.make_tensor_value_info('input', T.FLOAT, [batch,3,size,size])],
+                      [oh.make_tensor_value_info('code', T.FLOAT, [batch,6])], ini)
     onnx.save(oh.make_model(g, opset_imports=[oh.make_opsetid('', 13)], ir_version=8), path); return path
 
 @pytest.mark.parametrize('size', [112, 224])
 @pytest.mark.parametrize('batch', ['n', 1])
 def test_own_onnx(tmp_path, people, size, batch):
-    pytest.importorskip('insightface'); e = E.load_expert(arcface(tmp_path/f'mine{size}{batch}.onnx', size, batch)); z = e.encode(*people)
+    pytest.importorskip('insightface')
+    e = E.load_expert(arcface(tmp_path/f'mine{size}{batch}.onnx', size, batch))
+    z = e.encode(*people)
     assert z.shape == (5,6) and e.size == size and np.allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
 
 def test_own_onnx_normalisation_inside_the_graph(tmp_path, people):
     pytest.importorskip('insightface')
-    a, b = (E.OnnxExpert(arcface(tmp_path/f'{k}.onnx', prefix=k)).encode(*people) for k in ('Conv', 'Sub')); assert np.allclose(a, b, atol=1e-4)
+    a, b = (E.OnnxExpert(arcface(tmp_path/f'{k}.onnx', prefix=k)).encode(*people) for k in ('Conv', 'Sub'))
+    assert np.allclose(a, b, atol=1e-4)
 
 def test_own_onnx_errors(tmp_path):
     pytest.importorskip('insightface')
@@ -171,20 +193,25 @@ def test_own_onnx_errors(tmp_path):
 @pytest.mark.parametrize('name', NAMES)
 def test_stored_thresholds_have_an_origin(name):
     row = E.load_thresholds()['experts'][name]; t = row['lfw_all']['thresholds']
-    v = [t[k] for k in sorted(t, key=float)]; assert v == sorted(v, reverse=True), 'a lower false positive rate needs a higher score'
+    v = [t[k] for k in sorted(t, key=float)]
+    assert v == sorted(v, reverse=True), 'a lower false positive rate needs a higher score'
     assert not row.get('provisional') and row['lfw_all']['impostor_pairs'] > 1e5 and row['date'] and 'calibration' in row['command']
     assert '0.0001' not in row['lfw_pairs']['thresholds']
 
 def test_thresholds_of_another_file(tmp_path):
-    f = tmp_path/'t.yaml'; f.write_text('experts: {a: {lfw_all: {thresholds: {"1e-3": 0.5}}}}'); assert E.load_thresholds(f)['experts']['a']['lfw_all']['thresholds']['1e-3'] == .5
+    f = tmp_path/'t.yaml'; f.write_text('experts: {a: {lfw_all: {thresholds: {"1e-3": 0.5}}}}')
+    assert E.load_thresholds(f)['experts']['a']['lfw_all']['thresholds']['1e-3'] == .5
     assert E.load_thresholds(tmp_path/'none.yaml') == {}
 
 def test_lfw_fold_of_real_pairs():
     "Sixty pairs of fold 1, detection included: SFace is right on at least 57 at its stored threshold"
     if data_dir() is None or not (data_dir()/'lfw'/'pairs.txt').is_file(): pytest.skip('no LFW below DEIDNB_DATA')
-    import cv2; from deidnb.faces.find import FaceFinder; from deidnb.measure.calibration import lfw_images; from deidnb.measure.verification import lfw_pairs
+    import cv2; from deidnb.faces.find import FaceFinder
+    from deidnb.measure.calibration import lfw_images; from deidnb.measure.verification import lfw_pairs
     root = data_dir()/'lfw'; im, pr, f, e = lfw_images(root), lfw_pairs(root), FaceFinder(), E.load_expert('sface'); right = 0
     def code(n):
-        x = np.ascontiguousarray(cv2.imread(str(im[n]))[..., ::-1]); return e.encode([x], [min(f.detect(x), key=lambda q: np.linalg.norm((q.box[:2]+q.box[2:])/2-125))])
-    for k in [*range(0, 300, 10), *range(300, 600, 10)]: right += (e.score(code(pr.first[k]), code(pr.second[k]))[0] >= e.threshold(1e-3)) == pr.same[k]
+        x = np.ascontiguousarray(cv2.imread(str(im[n]))[..., ::-1])
+        return e.encode([x], [min(f.detect(x), key=lambda q: np.linalg.norm((q.box[:2]+q.box[2:])/2-125))])
+    for k in [*range(0, 300, 10), *range(300, 600, 10)]:
+        right += (e.score(code(pr.first[k]), code(pr.second[k]))[0] >= e.threshold(1e-3)) == pr.same[k]
     assert right >= 57

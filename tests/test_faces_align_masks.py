@@ -1,7 +1,8 @@
 "Alignment, pasting and masks: closed forms, round trips, edges"
 import cv2, numpy as np, pytest
 from deidnb.core import ConfigError, Crop, Edit, Face, package_dir, transform_points
-from deidnb.faces.align import (TEMPLATE5, align5, crop_face, crop_native, invert, is_integer_shift, paste, template_points, umeyama, warp)
+from deidnb.faces.align import (TEMPLATE5, align5, crop_face, crop_native, invert, is_integer_shift, paste,
+                                template_points, umeyama, warp)
 from deidnb.faces.find import find_faces
 from deidnb.faces.io import read_image
 from deidnb.faces.masks import COMPOSED, REGIONS, ellipse_points, face_mask, feather, fill, region_mask
@@ -16,15 +17,19 @@ def rot(t, s=1., x=0., y=0.): return np.array([[s*np.cos(t), -s*np.sin(t), x], [
 
 @pytest.mark.parametrize('seed', range(20))
 def test_umeyama_recovers_a_similarity(seed):
-    g = np.random.default_rng(seed); M = rot(g.uniform(-3, 3), g.uniform(.1, 9), *g.normal(size=2)*50); p = g.normal(size=(g.integers(2, 9), 2))*20
+    g = np.random.default_rng(seed); M = rot(g.uniform(-3, 3), g.uniform(.1, 9), *g.normal(size=2)*50)
+    p = g.normal(size=(g.integers(2, 9), 2))*20
     assert np.allclose(umeyama(p, p @ M[:, :2].T + M[:, 2]), M, atol=1e-6)
 
 def test_umeyama_is_the_least_squares_answer():
     g = np.random.default_rng(0); x, y = g.normal(size=(5,2)), g.normal(size=(5,2))
-    A = np.array([r for a,b in x for r in ([a,-b,1,0],[b,a,0,1])]); a, b, tx, ty = np.linalg.lstsq(A, y.ravel(), rcond=None)[0]  # linear form of the same problem
+    # linear form of the same problem
+    A = np.array([r for a,b in x for r in ([a,-b,1,0],[b,a,0,1])])
+    a, b, tx, ty = np.linalg.lstsq(A, y.ravel(), rcond=None)[0]
     assert np.allclose(umeyama(x, y), [[a,-b,tx],[b,a,ty]], atol=1e-8)
 
-@pytest.mark.parametrize('bad', [(np.zeros((1,2)),)*2, (np.zeros((5,2)),)*2, (np.zeros((5,3)),)*2, (np.full((5,2), np.nan),)*2, (np.eye(2), np.zeros((3,2)))])
+@pytest.mark.parametrize('bad', [(np.zeros((1,2)),)*2, (np.zeros((5,2)),)*2, (np.zeros((5,3)),)*2,
+                                 (np.full((5,2), np.nan),)*2, (np.eye(2), np.zeros((3,2)))])
 def test_umeyama_refuses(bad):
     with pytest.raises(ConfigError): umeyama(*bad)
 
@@ -48,10 +53,14 @@ def test_shrinking_is_the_mean_of_blocks(pics, s):
 @pytest.mark.parametrize('angle', [0, 7, 30, 90, 180])
 @pytest.mark.parametrize('size,least', [(256, 29), (512, 37)])
 def test_round_trip_loss(pics, found, angle, size, least):
-    f = found[2]; T = cv2.getRotationMatrix2D((128,128), angle, 1.); im = cv2.warpAffine(pics[2], T, (256,256), borderMode=cv2.BORDER_REFLECT_101, flags=cv2.INTER_CUBIC)
-    g = Face(f.box, transform_points(T, f.points5)); c = crop_face(im, g, size); m = np.zeros((size,size), np.float32); cv2.circle(m, (size//2, size//2), int(.25*size), 1., -1)
+    f = found[2]; T = cv2.getRotationMatrix2D((128,128), angle, 1.)
+    im = cv2.warpAffine(pics[2], T, (256,256), borderMode=cv2.BORDER_REFLECT_101, flags=cv2.INTER_CUBIC)
+    g = Face(f.box, transform_points(T, f.points5)); c = crop_face(im, g, size)
+    m = np.zeros((size,size), np.float32); cv2.circle(m, (size//2, size//2), int(.25*size), 1., -1)
     out = paste(im, c, Edit(c.image, m)); d = cv2.warpAffine(m, invert(c.matrix), (256,256)) > .5
-    assert psnr(out[d], im[d]) > least and (out[~cv2.dilate(d.astype(np.uint8), np.ones((9,9))).astype(bool)] == im[~cv2.dilate(d.astype(np.uint8), np.ones((9,9))).astype(bool)]).all()
+    assert psnr(out[d], im[d]) > least and (out[~cv2.dilate(d.astype(np.uint8),
+                                                            np.ones((9,9))).astype(bool)] == im[~cv2.dilate(d.astype(np.uint8),
+                np.ones((9,9))).astype(bool)]).all()
 
 def test_alignment_ignores_rotation_and_scale(pics, found):
     a, _ = align5(pics[4], found[4].points5)
@@ -68,7 +77,8 @@ def test_crop_face_holds_the_oval(pics, found, size):
 
 @pytest.mark.parametrize('box', [(-30,-40,60,70), (200,180,300,290), (0,0,256,256), (250,250,255,255)])
 def test_native_crops_at_the_edge(pics, box):
-    f = Face(box, np.array([[.3,.4],[.7,.4],[.5,.6],[.35,.8],[.65,.8]])*(np.array(box[2:])-box[:2])+box[:2]); c = crop_native(pics[3], f)
+    f = Face(box, np.array([[.3,.4],[.7,.4],[.5,.6],[.35,.8],[.65,.8]])*(np.array(box[2:])-box[:2])+box[:2])
+    c = crop_native(pics[3], f)
     assert is_integer_shift(c.matrix) and min(c.image.shape[:2]) >= 1
     e = Edit(255-c.image, np.ones(c.image.shape[:2], np.float32)); out = paste(pics[3], c, e)
     x, y = -c.matrix[:, 2].astype(int); h, w = c.image.shape[:2]
@@ -82,7 +92,8 @@ def test_large_windows_are_shrunk(pics, found):
 
 def test_half_masks_blend():
     rgb = np.full((40,40,3), 100, np.uint8); c = crop_native(rgb, Face([10,10,20,20], np.eye(5)[:, :2]*3+12), pad=0)
-    out = paste(rgb, c, Edit(np.full_like(c.image, 200), np.full(c.image.shape[:2], .5, np.float32))); assert set(np.unique(out)) == {100, 150}
+    out = paste(rgb, c, Edit(np.full_like(c.image, 200), np.full(c.image.shape[:2], .5, np.float32)))
+    assert set(np.unique(out)) == {100, 150}
     assert (rgb == 100).all()  # the input is not touched
 
 def test_paste_refuses(pics, found):
@@ -93,8 +104,11 @@ def test_paste_refuses(pics, found):
 def test_every_region_of_every_face(pics, found):
     for p, f in zip(pics, found):
         R = {n: region_mask(p.shape, f.landmarks, n) for n in [*REGIONS, *COMPOSED]}
-        for n, m in R.items(): assert m.shape == p.shape[:2] and m.dtype == np.float32 and 0 <= m.min() <= m.max() <= 1 and (m.sum() > 0 or n in ('lips_inner','mouth_interior')), n
-        for inner, outer in (('left_eye','oval'), ('lips_inner','lips_outer'), ('mouth','face'), ('skin','face')): assert (R[inner]*(1-R[outer])).sum() <= .02*R[inner].sum()+2
+        for n, m in R.items():
+            assert m.shape == p.shape[:2] and m.dtype == np.float32 and 0 <= m.min() <= m.max() <= 1 and (m.sum() > 0
+                or n in ('lips_inner','mouth_interior')), n
+        for inner, outer in (('left_eye','oval'), ('lips_inner','lips_outer'), ('mouth','face'), ('skin','face')):
+            assert (R[inner]*(1-R[outer])).sum() <= .02*R[inner].sum()+2
         assert (R['skin']*R['eyes']).sum() < .02*R['skin'].sum() and R['face'].sum() > 5*R['mouth'].sum()
 
 @pytest.mark.parametrize('pts,area', [([[2,2],[12,2],[12,8],[2,8]], 60), ([[0,0],[10,0],[0,10]], 50)])
@@ -102,15 +116,18 @@ def test_fill_has_the_right_area(pts, area): assert abs(fill((40,40), np.array(p
 
 def test_masks_outside_the_picture_are_fine(found):
     for s in (-1000, 1000): assert region_mask((50,60,3), found[0].landmarks+s, 'skin').sum() == 0
-    f = Face(found[0].box+5000, found[0].points5+5000); assert face_mask((50,60), f).sum() == 0 and face_mask((1,1), found[0]).shape == (1,1)
+    f = Face(found[0].box+5000, found[0].points5+5000)
+    assert face_mask((50,60), f).sum() == 0 and face_mask((1,1), found[0]).shape == (1,1)
 
 def test_face_mask_covers(pics, found):
     for p, f in zip(pics, found):
         oval = region_mask(p.shape, f.landmarks, 'face') > .99
-        for k in (dict(), dict(feather=.15), dict(feather=0, grow=0), dict(region='head')): assert face_mask(p.shape, f, **k)[oval].min() > .97, k
+        for k in (dict(), dict(feather=.15), dict(feather=0, grow=0), dict(region='head')):
+            assert face_mask(p.shape, f, **k)[oval].min() > .97, k
         bare = Face(f.box, f.points5); assert face_mask(p.shape, bare)[oval].mean() > .97
 
 def test_feather():
-    m = np.zeros((61,61), np.float32); m[30,30] = 1; b = feather(m, 4); assert abs(b.sum()-1) < 1e-3 and abs(b[30,30]-1/(2*np.pi*16)) < 2e-4
+    m = np.zeros((61,61), np.float32); m[30,30] = 1; b = feather(m, 4)
+    assert abs(b.sum()-1) < 1e-3 and abs(b[30,30]-1/(2*np.pi*16)) < 2e-4
     with pytest.raises(ConfigError, match='Did you mean'): region_mask((5,5), np.zeros((478,3)), 'skni')
     assert np.isfinite(ellipse_points(Face([0,0,9,9], np.zeros((5,2))))).all()

@@ -14,7 +14,8 @@ def finder(): return FaceFinder()
 def scene(faces, sizes=(440, 260, 150, 90, 60, 40), size=(1000, 1000), seed=0, grey=None):
     "A 1-megapixel picture with example faces pasted at several sizes; returns it with the centres of the pasted pictures"
     g = np.random.default_rng(seed); h, w = size
-    im = cv2.resize(g.integers(60, 190, (8, 8, 3)).astype(np.uint8), (w, h), interpolation=cv2.INTER_CUBIC) if grey is None else np.full((h, w, 3), grey, np.uint8)
+    im = cv2.resize(g.integers(60, 190, (8, 8, 3)).astype(np.uint8), (w, h),
+                    interpolation=cv2.INTER_CUBIC) if grey is None else np.full((h, w, 3), grey, np.uint8)
     centres, x, y, row = [], 20, 20, 0
     for i,s in enumerate(sizes):
         if x+s > w-20: x, y, row = 20, y+row+20, 0
@@ -45,7 +46,8 @@ def test_small_faces_in_a_large_photo(faces, finder):
 def test_face_that_fills_the_picture(faces, finder, zoom):
     n = 0
     for im in faces[:6]:
-        s = int(256/zoom); f0 = finder.detect(im)[0]; c = ((f0.box[:2]+f0.box[2:])/2).astype(int); x, y = np.clip(c-s//2, 0, 256-s)
+        s = int(256/zoom); f0 = finder.detect(im)[0]; c = ((f0.box[:2]+f0.box[2:])/2).astype(int)
+        x, y = np.clip(c-s//2, 0, 256-s)
         n += len(finder.detect(cv2.resize(im[y:y+s, x:x+s], (900, 900), interpolation=cv2.INTER_CUBIC))) >= 1
     assert n == 6
 
@@ -66,20 +68,24 @@ def test_mirror_flips_yaw_and_roll(faces, finder):
 @pytest.mark.parametrize('angle', [-25, 15])
 def test_roll_follows_the_picture(faces, finder, angle):
     im = faces[3]; a = finder.find(im)[0]
-    b = finder.find(cv2.warpAffine(im, cv2.getRotationMatrix2D((128, 128), -angle, 1.), (256, 256), borderMode=cv2.BORDER_REPLICATE))[0]  # clockwise by angle
+    # clockwise by angle
+    b = finder.find(cv2.warpAffine(im, cv2.getRotationMatrix2D((128, 128), -angle, 1.), (256, 256),
+                                   borderMode=cv2.BORDER_REPLICATE))[0]
     assert abs(b.pose[2]-a.pose[2]-angle) < 5
     d = b.points5[1]-b.points5[0]; assert abs(np.degrees(np.arctan2(d[1], d[0])) - b.pose[2]) < 12
 
 def test_pose_of_a_matrix_round_trips():
     for y,p,r in [(20,10,5), (-40,-15,30), (0,0,-90)]:
         Y, P, R = np.radians([y, p, r]); c, s = np.cos, np.sin
-        Ry = [[c(Y),0,s(Y)],[0,1,0],[-s(Y),0,c(Y)]]; Rx = [[1,0,0],[0,c(P),s(P)],[0,-s(P),c(P)]]; Rz = [[c(R),s(R),0],[-s(R),c(R),0],[0,0,1]]
+        Ry = [[c(Y),0,s(Y)],[0,1,0],[-s(Y),0,c(Y)]]; Rx = [[1,0,0],[0,c(P),s(P)],[0,-s(P),c(P)]]
+        Rz = [[c(R),s(R),0],[-s(R),c(R),0],[0,0,1]]
         got = matrix_pose(np.array(Ry) @ Rx @ Rz)
         assert np.abs(np.array(got) - [y,p,r]).max() < 1e-3, (got, y, p, r)
 
 def test_nothing_there(finder):
     g = np.random.default_rng(0)
-    for im in (np.zeros((1,1,3), np.uint8), np.full((40,3000,3), 200, np.uint8), g.integers(0, 255, (300,400,3)).astype(np.uint8), np.zeros((600,800,3), np.uint8)):
+    for im in (np.zeros((1,1,3), np.uint8), np.full((40,3000,3), 200, np.uint8),
+               g.integers(0, 255, (300,400,3)).astype(np.uint8), np.zeros((600,800,3), np.uint8)):
         assert finder.find(im) == []
 
 @pytest.mark.parametrize('shape', [(1,1), (2,500), (500,2), (7,7), (31,33), (12,20000)])
@@ -125,7 +131,9 @@ def test_detections_replay(tmp_path, faces, finder):
     with pytest.raises(InputError, match='this one is'): load_detections(p, faces[0][:-1])
     d = json.loads(p.read_text())
     def broken(**k): q = tmp_path/'b.json'; q.write_text(json.dumps({**d, **k})); return q
-    for k in (dict(format='x'), dict(faces={}), dict(faces=[{}]), dict(faces=[{**d['faces'][0], 'box':[0,0,1]}]), dict(faces=[{**d['faces'][0], 'surprise':1}]), dict(faces=[{**d['faces'][0], 'box':[0,0,1,float('nan')]}]), dict(faces=['x'])):
+    for k in (dict(format='x'), dict(faces={}), dict(faces=[{}]), dict(faces=[{**d['faces'][0], 'box':[0,0,1]}]),
+              dict(faces=[{**d['faces'][0], 'surprise':1}]),
+              dict(faces=[{**d['faces'][0], 'box':[0,0,1,float('nan')]}]), dict(faces=['x'])):
         with pytest.raises(InputError): load_detections(broken(**k))
     (tmp_path/'b.json').write_bytes(b'\xff\xfe{')
     with pytest.raises(InputError): load_detections(tmp_path/'b.json')
@@ -138,7 +146,8 @@ def test_native_libraries_stay_silent():
 
 @pytest.mark.skipif(data_dir() is None or not (data_dir()/'lfw').is_dir(), reason='needs LFW under DEIDNB_DATA')
 def test_lfw_sample(finder):
-    files = sorted((data_dir()/'lfw').rglob('*.jpg')); files = [files[i] for i in np.random.default_rng(1).choice(len(files), 60, replace=False)]
+    files = sorted((data_dir()/'lfw').rglob('*.jpg'))
+    files = [files[i] for i in np.random.default_rng(1).choice(len(files), 60, replace=False)]
     central = lambda f: f.box[0] < 125 < f.box[2] and f.box[1] < 125 < f.box[3]
     got = [next((f for f in finder.find(read_image(p).rgb) if central(f)), None) for p in files]
     assert sum(f is not None for f in got) == 60 and sum(f is not None and f.landmarks is not None for f in got) >= 58

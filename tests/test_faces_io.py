@@ -15,7 +15,8 @@ def save(path, im, **k): im.save(path, **k); return path
 def test_every_format_round_trips(tmp_path, rgb, fmt):
     p = write_image(tmp_path/f'a{FORMATS[fmt]}', rgb); q = read_image(p)
     assert q.format == fmt and q.rgb.shape == rgb.shape and q.rgb.flags['C_CONTIGUOUS']
-    err = np.abs(q.rgb.astype(int)-rgb).mean(); assert err == 0 if fmt in ('PNG','TIFF','BMP') else err < (12 if fmt == 'GIF' else 3)
+    err = np.abs(q.rgb.astype(int)-rgb).mean()
+    assert err == 0 if fmt in ('PNG','TIFF','BMP') else err < (12 if fmt == 'GIF' else 3)
     assert os.stat(p).st_mode & 0o777 == 0o644 and len(list(tmp_path.iterdir())) == 1
 
 @pytest.mark.parametrize('mode', ['1','L','P','RGB','RGBA','LA','CMYK','YCbCr','LAB','HSV','I','F','I;16'])
@@ -24,7 +25,8 @@ def test_every_mode_reads(tmp_path, mode):
     if mode == 'I;16': im = Image.fromarray(g.astype(np.uint16)*257)
     elif mode in ('I',): im = Image.fromarray(g.astype(np.int32)*257)
     elif mode == 'F': im = Image.fromarray(g.astype(np.float32)/255)
-    elif mode == 'LAB': im = ImageCms.profileToProfile(base, ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), outputMode='LAB')
+    elif mode == 'LAB':
+        im = ImageCms.profileToProfile(base, ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), outputMode='LAB')
     elif mode == 'HSV': pytest.skip('no file format stores it')
     else: im = (Image.fromarray(g) if mode == 'P' else base).convert(mode)
     q = read_image(save(tmp_path/'a.tif', im))
@@ -35,7 +37,8 @@ def test_every_mode_reads(tmp_path, mode):
 def test_16_bit_colour_png_is_noted(tmp_path):
     def chunk(t, d): return struct.pack('>I', len(d)) + t + d + struct.pack('>I', zlib.crc32(t+d))
     rows = b''.join(b'\0' + np.full((4,3), 65535, '>u2').tobytes() for _ in range(4))
-    (tmp_path/'a.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 4, 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+    (tmp_path/'a.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 4, 16, 2, 0, 0, 0))
+                                   + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
     q = read_image(tmp_path/'a.png'); assert (q.rgb == 255).all() and any('16-bit' in n for n in q.meta['notes'])
 
 def test_alpha_survives(tmp_path, rgb):
@@ -47,7 +50,8 @@ def test_alpha_survives(tmp_path, rgb):
     assert read_image(tmp_path/'p.png').alpha is not None
 
 def test_colour_profile_is_applied(tmp_path, rgb):
-    lab = Image.fromarray(rgb); p = save(tmp_path/'a.jpg', lab, quality=95, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    lab = Image.fromarray(rgb)
+    p = save(tmp_path/'a.jpg', lab, quality=95, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
     assert np.abs(read_image(p).rgb.astype(int)-rgb).mean() < 3
     p = save(tmp_path/'b.jpg', lab, quality=95, icc_profile=b'not a profile'); q = read_image(p)
     assert any('ignored' in n for n in q.meta['notes']) and q.rgb.shape == rgb.shape
@@ -58,13 +62,16 @@ def test_orientation(tmp_path, rgb, o):
     p = save(tmp_path/'a.png', Image.fromarray(im), exif=ex); q = read_image(p)
     assert (q.rgb == upright(im, o)).all() and q.meta['orientation'] == o
     for m in ('keep', 'orientation'):  # not turned twice
-        w = write_image(tmp_path/f'{m}.png', q.rgb, q, metadata=m); assert (read_image(w).rgb == q.rgb).all() and Image.open(w).getexif()[274] == 1
+        w = write_image(tmp_path/f'{m}.png', q.rgb, q, metadata=m)
+        assert (read_image(w).rgb == q.rgb).all() and Image.open(w).getexif()[274] == 1
 
 def _thumbnailed(tmp_path, rgb):
     "A JPEG whose EXIF holds an embedded thumbnail, as cameras write it"
     t = io.BytesIO(); Image.fromarray(rgb).resize((64,64)).save(t, 'JPEG'); t = t.getvalue()
     ifd0 = struct.pack('<H', 2) + struct.pack('<HHI4s', 0x010F, 2, 4, b'Cam\0') + struct.pack('<HHIHH', 0x0112, 3, 1, 1, 0)
-    off1 = 8+len(ifd0)+4; ifd1 = struct.pack('<H', 3) + struct.pack('<HHIHH', 0x0103, 3, 1, 6, 0) + struct.pack('<HHII', 0x0201, 4, 1, off1+2+36+4) + struct.pack('<HHII', 0x0202, 4, 1, len(t)) + struct.pack('<I', 0)
+    off1 = 8+len(ifd0)+4
+    ifd1 = struct.pack('<H', 3) + struct.pack('<HHIHH', 0x0103, 3, 1, 6, 0) + struct.pack('<HHII', 0x0201, 4, 1,
+        off1+2+36+4) + struct.pack('<HHII', 0x0202, 4, 1, len(t)) + struct.pack('<I', 0)
     exif = b'Exif\0\0' + b'II*\0' + struct.pack('<I', 8) + ifd0 + struct.pack('<I', off1) + ifd1 + t
     Image.fromarray(rgb).save(tmp_path/'t.jpg', quality=90, exif=exif); return tmp_path/'t.jpg', t
 
@@ -77,9 +84,12 @@ def test_the_thumbnail_never_survives(tmp_path, rgb, metadata, ext):
     assert (b'Cam' in out) == (metadata == 'keep')
 
 def test_xmp_comments_and_maker_notes_are_dropped(tmp_path, rgb):
-    ex = Image.Exif(); ex.get_ifd(0x8769)[0x927C] = b'MAKER'*50; ex.get_ifd(0x8825)[29] = '2020:01:01'; ex[0x02BC] = b'<x:xmpmeta>'; ex[0x010E] = 'SECRET'*1000
-    p = save(tmp_path/'a.jpg', Image.fromarray(rgb), exif=ex, xmp=b'<x:xmpmeta>preview</x:xmpmeta>', comment=b'a comment'); q = read_image(p)
-    keep = write_image(tmp_path/'k.jpg', q.rgb, q, metadata='keep').read_bytes(); strip = write_image(tmp_path/'s.jpg', q.rgb, q).read_bytes()
+    ex = Image.Exif(); ex.get_ifd(0x8769)[0x927C] = b'MAKER'*50; ex.get_ifd(0x8825)[29] = '2020:01:01'
+    ex[0x02BC] = b'<x:xmpmeta>'; ex[0x010E] = 'SECRET'*1000
+    p = save(tmp_path/'a.jpg', Image.fromarray(rgb), exif=ex, xmp=b'<x:xmpmeta>preview</x:xmpmeta>', comment=b'a comment')
+    q = read_image(p)
+    keep = write_image(tmp_path/'k.jpg', q.rgb, q, metadata='keep').read_bytes()
+    strip = write_image(tmp_path/'s.jpg', q.rgb, q).read_bytes()
     for b in (b'MAKER', b'xmpmeta', b'a comment', b'SECRET'): assert b not in keep and b not in strip
     assert b'2020:01:01' in keep and b'Exif' not in strip
 
@@ -90,7 +100,8 @@ def test_secondary_pictures_are_dropped(tmp_path, rgb):
 
 @pytest.mark.parametrize('ext', ['gif', 'webp', 'png', 'tif'])
 def test_animations_and_pages_are_refused(tmp_path, rgb, ext):
-    ims = [Image.fromarray(rgb[:64,:64]), Image.fromarray(rgb[64:128,:64])]; ims[0].save(tmp_path/f'a.{ext}', save_all=True, append_images=ims[1:])
+    ims = [Image.fromarray(rgb[:64,:64]), Image.fromarray(rgb[64:128,:64])]
+    ims[0].save(tmp_path/f'a.{ext}', save_all=True, append_images=ims[1:])
     with pytest.raises(InputError, match='frames or pages') as e: read_image(tmp_path/f'a.{ext}')
     assert 'split' in str(e.value)
 
@@ -103,7 +114,10 @@ def broken(d, rgb):
         for k in (0, 1, 8, 20, len(b)//3, len(b)//2): out[f'cut_{k}{e}'] = b[:k]
         out[f'flip{e}'] = bytes(x ^ 255 for x in b[:64]) + b[64:]
     g = np.random.default_rng(0)
-    out |= {f'noise_{i}.jpg': g.bytes(5000) for i in range(5)} | {'text.png': b'hello', 'html.jpg': b'<html>404</html>', 'zip.png': b'PK\x03\x04'+g.bytes(100), 'svg.png': b'<svg/>', 'nul.webp': bytes(4096), 'riff.webp': b'RIFF\xff\xff\xff\xffWEBPVP8 '+bytes(40), 'soi.jpg': b'\xff\xd8\xff', 'pdf.jpg': b'%PDF-1.4', 'ps.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'}
+    out |= {f'noise_{i}.jpg': g.bytes(5000) for i in range(5)} | {'text.png': b'hello', 'html.jpg': b'<html>404</html>',
+        'zip.png': b'PK\x03\x04'+g.bytes(100), 'svg.png': b'<svg/>', 'nul.webp': bytes(4096),
+        'riff.webp': b'RIFF\xff\xff\xff\xffWEBPVP8 '+bytes(40), 'soi.jpg': b'\xff\xd8\xff', 'pdf.jpg': b'%PDF-1.4',
+        'ps.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'}
     for n,b in out.items(): (d/n).write_bytes(b)
     return [d/n for n in out]
 
@@ -115,14 +129,16 @@ def test_broken_files_end_in_one_line(tmp_path, rgb):
 
 def test_bombs_are_refused_before_decoding(tmp_path):
     def chunk(t, d): return struct.pack('>I', len(d)) + t + d + struct.pack('>I', zlib.crc32(t+d))
-    (tmp_path/'b.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 2**31-1, 2**31-1, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
+    (tmp_path/'b.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 2**31-1, 2**31-1, 8, 2,
+                0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
     with pytest.raises(InputError): read_image(tmp_path/'b.png')
     Image.new('L', (2000,2000)).save(tmp_path/'c.png')
     with pytest.raises(InputError, match='limit'): read_image(tmp_path/'c.png', max_pixels=10**6)
     assert read_image(tmp_path/'c.png').rgb.shape == (2000,2000,3)
 
 @pytest.mark.parametrize('size', [(1,1), (20000,3), (3,20000), (2,1)])
-def test_odd_sizes(tmp_path, size): assert read_image(save(tmp_path/'a.png', Image.new('RGB', size))).rgb.shape == (size[1], size[0], 3)
+def test_odd_sizes(tmp_path, size):
+    assert read_image(save(tmp_path/'a.png', Image.new('RGB', size))).rgb.shape == (size[1], size[0], 3)
 
 def test_names(tmp_path, rgb):
     for n in ('ünï 写真 🙂.png', 'a'*200+'.png', ' spaced .jpg', '-dash.png', 'no_suffix', "quote'\".png", 'a.JPG', 'dots..png'):
@@ -153,16 +169,22 @@ def test_format_follows_the_input(tmp_path, rgb):
     for f,e in FORMATS.items(): assert Image.open(write_image(tmp_path/f'like_{f}', rgb, Picture(rgb, format=f))).format == f
     im = Image.open(write_image(tmp_path/'a.jpg', rgb)); assert im.layer[0][1:3] == (1,1)  # 4:4:4
 
-@pytest.mark.parametrize('a', [np.zeros((0,5,3)), np.zeros(5), np.zeros((2,2,5)), np.full((2,2,3), np.inf), np.full((2,2), np.nan), np.full((2,2,3), 300), np.full((2,2,3), -1), np.full((2,2,3), 2.), np.array([['a']]), np.zeros((2,2,3), complex), None, 'x'])
+@pytest.mark.parametrize('a', [np.zeros((0,5,3)), np.zeros(5), np.zeros((2,2,5)), np.full((2,2,3), np.inf),
+                               np.full((2,2), np.nan), np.full((2,2,3), 300), np.full((2,2,3), -1),
+                               np.full((2,2,3), 2.), np.array([['a']]), np.zeros((2,2,3), complex), None, 'x'])
 def test_what_is_no_picture(a):
     with pytest.raises(InputError): as_rgb(a)
 
-@pytest.mark.parametrize('a,v', [(np.full((2,3), True), 255), (np.full((2,3,1), 7, np.uint8), 7), (np.full((2,3,4), .5), 128), (np.full((2,3,3), 200, np.int64), 200), (np.full((2,3), 257*9, np.uint16), 9), (np.full((2,3,2), 5, np.uint8), 5), (np.ones((2,3,3), np.float16), 255)])
+@pytest.mark.parametrize('a,v', [(np.full((2,3), True), 255), (np.full((2,3,1), 7, np.uint8), 7), (np.full((2,3,4), .5),
+            128), (np.full((2,3,3), 200, np.int64), 200), (np.full((2,3), 257*9, np.uint16), 9),
+                                 (np.full((2,3,2), 5, np.uint8), 5), (np.ones((2,3,3), np.float16), 255)])
 def test_what_is_one(a, v): r = as_rgb(a); assert r.shape == (2,3,3) and r.dtype == np.uint8 and (r == v).all()
 
 def test_list_images(tmp_path, rgb):
-    for n in ('b.PNG', 'a.jpg', 'sub/c.webp', 'sub/.hid/d.png', '.e.png', 'f.txt'): (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/n).write_bytes(b'x')
-    assert [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)] == ['a.jpg', 'b.PNG', 'sub/c.webp'] and list_images(tmp_path/'f.txt') == [tmp_path/'f.txt']
+    for n in ('b.PNG', 'a.jpg', 'sub/c.webp', 'sub/.hid/d.png', '.e.png', 'f.txt'):
+        (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/n).write_bytes(b'x')
+    assert [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)] == ['a.jpg', 'b.PNG',
+        'sub/c.webp'] and list_images(tmp_path/'f.txt') == [tmp_path/'f.txt']
     with pytest.raises(InputError): list_images(tmp_path/'nope')
 
 def test_clean_exif_of_rubbish():

@@ -22,7 +22,8 @@ def codes(faces):
 def crops(faces): return [crop_native(x, f) for x, f in zip(PHOTOS, faces)]
 def cosines(images, crops, codes):
     from deidnb.identity.experts import load_expert
-    return load_expert('sface').encode(images, [next(iter(find_faces(x, max_faces=1)), c.face) for x, c in zip(images, crops)]) @ codes.T
+    return load_expert('sface').encode(images, [next(iter(find_faces(x, max_faces=1)), c.face) for x,
+                                                c in zip(images, crops)]) @ codes.T
 
 # --- network
 @pytest.mark.parametrize('norm', [True, False])
@@ -35,11 +36,16 @@ def test_aad_is_between_its_two_sources(norm):
     assert (y >= torch.minimum(ends[0], ends[1]) - 1e-5).all() and (y <= torch.maximum(ends[0], ends[1]) + 1e-5).all()
 
 def test_paper_preset_has_the_documents_sizes():
-    with torch.device('meta'): net = N.FusionNet(**N.PRESETS['paper']); y = net(torch.zeros(2, 3, 256, 256), torch.zeros(2, 512)); maps = net.encoder(torch.zeros(2, 3, 256, 256))
-    assert y.shape == (2, 3, 256, 256) and len(maps) == 8 and [b.conv2.out_channels for b in net.blocks] == [1024, 1024, 1024, 512, 256, 128, 64, 3]
+    with torch.device('meta'):
+        net = N.FusionNet(**N.PRESETS['paper']); y = net(torch.zeros(2, 3, 256, 256), torch.zeros(2, 512))
+        maps = net.encoder(torch.zeros(2, 3, 256, 256))
+    assert y.shape == (2, 3, 256, 256) and len(maps) == 8 and [b.conv2.out_channels for b in net.blocks] == [1024, 1024,
+        1024, 512, 256, 128, 64, 3]
 
 def test_gradients_reach_identity_and_attributes():
-    f = N.Fuser(**N.PRESETS['compact']); z = torch.nn.functional.normalize(torch.randn(1, 128)).requires_grad_(); base = torch.rand(1, 3, 128, 128, requires_grad=True)
+    f = N.Fuser(**N.PRESETS['compact'])
+    z = torch.nn.functional.normalize(torch.randn(1, 128)).requires_grad_()
+    base = torch.rand(1, 3, 128, 128, requires_grad=True)
     f(base, torch.ones(1, 1, 128, 128), torch.zeros(1, 1, 128, 128), torch.zeros(1, 128, 128, 2), z).square().mean().backward()
     assert z.grad.abs().sum() > 0 and base.grad.abs().sum() > 0 and all(p.grad is not None for p in f.net.parameters())
 
@@ -55,15 +61,22 @@ def test_hinge():
 
 # --- what the network is shown
 def test_network_sees_no_fine_detail_of_the_face(faces):
-    f, x = faces[0], PHOTOS[0]; M = G.crop_matrix(f.points5, f.landmarks); P = G.move_mesh(M, f.landmarks); c = G.warp(x, M, (128, 128)).astype(np.float32)/255; v = G.view(c, P)
+    f, x = faces[0], PHOTOS[0]; M = G.crop_matrix(f.points5, f.landmarks)
+    P = G.move_mesh(M, f.landmarks); c = G.warp(x, M, (128, 128)).astype(np.float32)/255
+    v = G.view(c, P)
     hard = cv2.dilate((v['mask'] > .02).astype(np.uint8), np.ones((3, 3))) > 0
-    other = c.copy(); other[hard] = np.random.default_rng(0).permutation(c[hard])      # shuffled: means of cells change, everything else is destroyed
-    same = G.view(other, P); assert np.array_equal(same['base'][~hard], v['base'][~hard]) and np.array_equal(same['lines'], v['lines'])
-    small = cv2.resize(v['base'], (8, 8), interpolation=cv2.INTER_AREA); again = cv2.resize(small, (128, 128), interpolation=cv2.INTER_LINEAR)
-    inner = cv2.erode(hard.astype(np.uint8), np.ones((25, 25))) > 0; assert np.abs(again - v['base'])[inner].mean() < .3*np.abs(again - c)[inner].mean()
+    # shuffled: means of cells change, everything else is destroyed
+    other = c.copy(); other[hard] = np.random.default_rng(0).permutation(c[hard])
+    same = G.view(other, P)
+    assert np.array_equal(same['base'][~hard], v['base'][~hard]) and np.array_equal(same['lines'], v['lines'])
+    small = cv2.resize(v['base'], (8, 8), interpolation=cv2.INTER_AREA)
+    again = cv2.resize(small, (128, 128), interpolation=cv2.INTER_LINEAR)
+    inner = cv2.erode(hard.astype(np.uint8), np.ones((25, 25))) > 0
+    assert np.abs(again - v['base'])[inner].mean() < .3*np.abs(again - c)[inner].mean()
 
 def test_coarse_of_a_flat_face_is_flat():
-    hard = np.zeros((128, 128), bool); hard[20:100, 30:90] = True; x = np.random.default_rng(0).random((128, 128, 3)).astype(np.float32); x[hard] = .4
+    hard = np.zeros((128, 128), bool); hard[20:100, 30:90] = True
+    x = np.random.default_rng(0).random((128, 128, 3)).astype(np.float32); x[hard] = .4
     assert np.abs(G.coarse(x, hard)[hard] - .4).max() < 1e-4
 
 @pytest.mark.parametrize('weight', [0., .5, 1.])
@@ -76,7 +89,8 @@ def test_own_shape_moves_nothing(faces, weight):
 def test_swap_puts_the_code_into_the_face(crops, codes):
     out = [G.FusionSwap()(c, codes[(i+1) % 4]) for i, c in enumerate(crops)]; s = cosines([e.image for e in out], crops, codes)
     wanted, own = (np.mean([s[i, (i+k) % 4] for i in range(4)]) for k in (1, 0)); assert wanted > .5 and own < wanted - .2
-    for e, c in zip(out, crops): assert e.image.dtype == np.uint8 and (e.image[e.mask == 0] == c.image[e.mask == 0]).all() and 0 <= e.mask.min() and e.mask.max() <= 1
+    for e, c in zip(out, crops):
+        assert e.image.dtype == np.uint8 and (e.image[e.mask == 0] == c.image[e.mask == 0]).all() and 0 <= e.mask.min() and e.mask.max() <= 1
 
 @pytest.mark.parametrize('bad', [np.zeros(128), np.full(128, np.nan), np.ones(5), np.ones((2, 128))])
 def test_bad_codes(crops, bad):
@@ -101,10 +115,12 @@ def test_identity_dp(crops, codes):
 
 def test_keyed_is_a_function_of_password_and_salt(crops, codes):
     from deidnb.generate.keyed import Keyed
-    a = Keyed('four random words here', salt='00'*16); b = Keyed('four random words here', salt='00'*16); c = Keyed('four random words there', salt='00'*16)
+    a = Keyed('four random words here', salt='00'*16); b = Keyed('four random words here', salt='00'*16)
+    c = Keyed('four random words there', salt='00'*16)
     x, y, z = (k(crops[0]).image for k in (a, b, c)); assert np.array_equal(x, y) and not np.array_equal(x, z)
     assert Keyed('four random words here').drawn['salt'] != Keyed('four random words here').drawn['salt']
-    for kw in (dict(password=''), dict(password='x y z w', rotation='round'), dict(password='x y z w', salt='zz'), dict(password='x y z w', level=12)):
+    for kw in (dict(password=''), dict(password='x y z w', rotation='round'), dict(password='x y z w', salt='zz'),
+               dict(password='x y z w', level=12)):
         with pytest.raises(ConfigError): Keyed(**kw)
 
 @pytest.mark.parametrize('psi', ['opp', 'mlp', 'ved', 'clipped'])
@@ -122,9 +138,12 @@ def test_disguise_refuses():
 # --- from files to files
 @pytest.fixture(scope='module')
 def keyed_file(tmp_path_factory):
-    t = tmp_path_factory.mktemp('keyed'); src = t/'photo.png'; cv2.imwrite(str(src), PHOTOS[2][..., ::-1]); (t/'pw').write_text('correct horse battery staple\n'); (t/'wrong').write_text('correct horse battery stable\n')
+    t = tmp_path_factory.mktemp('keyed'); src = t/'photo.png'
+    cv2.imwrite(str(src), PHOTOS[2][..., ::-1]); (t/'pw').write_text('correct horse battery staple\n')
+    (t/'wrong').write_text('correct horse battery stable\n')
     from deidnb.cli import main
-    assert main(['deid', str(src), '-o', str(t/'out.png'), '-m', 'keyed', '--set', 'level=3', '--password-file', str(t/'pw'), '--seal', '--quiet']) == 0
+    assert main(['deid', str(src), '-o', str(t/'out.png'), '-m', 'keyed', '--set', 'level=3', '--password-file',
+                 str(t/'pw'), '--seal', '--quiet']) == 0
     return t
 
 def test_sealed_recovery_is_exact(keyed_file, capsys):
@@ -132,32 +151,40 @@ def test_sealed_recovery_is_exact(keyed_file, capsys):
     t = keyed_file; assert not np.array_equal(cv2.imread(str(t/'out.png')), cv2.imread(str(t/'photo.png')))
     assert main(['recover', str(t/'out.png'), '-o', str(t/'exact.png'), '--password-file', str(t/'pw'), '--quiet']) == 0
     assert np.array_equal(cv2.imread(str(t/'exact.png')), cv2.imread(str(t/'photo.png')))
-    assert main(['recover', str(t/'out.png'), '-o', str(t/'no.png'), '--password-file', str(t/'wrong')]) == 3 and not (t/'no.png').exists()
+    assert main(['recover', str(t/'out.png'), '-o', str(t/'no.png'), '--password-file',
+                 str(t/'wrong')]) == 3 and not (t/'no.png').exists()
 
 def test_network_recovery(keyed_file, codes):
     from deidnb.cli import main
     t = keyed_file
-    for name in ('pw', 'wrong'): assert main(['recover', str(t/'out.png'), '-o', str(t/f'{name}.png'), '--network', '--password-file', str(t/name), '--quiet']) == 0
+    for name in ('pw', 'wrong'):
+        assert main(['recover', str(t/'out.png'), '-o', str(t/f'{name}.png'), '--network', '--password-file',
+                     str(t/name), '--quiet']) == 0
     from deidnb.identity.experts import load_expert
-    e = load_expert('sface'); x = [cv2.imread(str(t/f'{n}.png'))[..., ::-1] for n in ('pw', 'wrong', 'out')]; s = e.encode(x, [find_faces(np.ascontiguousarray(i), max_faces=1)[0] for i in x]) @ codes[2]
+    e = load_expert('sface')
+    x = [cv2.imread(str(t/f'{n}.png'))[..., ::-1] for n in ('pw', 'wrong', 'out')]
+    s = e.encode(x, [find_faces(np.ascontiguousarray(i), max_faces=1)[0] for i in x]) @ codes[2]
     assert s[0] > s[1] + .1 and s[0] > s[2] + .1
 
 def test_no_password_is_written(keyed_file):
     for p in keyed_file.glob('out.png*'): assert b'correct horse' not in p.read_bytes(), p
-    r = json.loads((keyed_file/'out.png.receipt.json').read_text()); assert r['params']['password'] == '(hidden)' and len(r['faces'][0]['info']['salt']) == 32
+    r = json.loads((keyed_file/'out.png.receipt.json').read_text())
+    assert r['params']['password'] == '(hidden)' and len(r['faces'][0]['info']['salt']) == 32
 
 def test_folder_shares_one_salt_and_hides_secrets(tmp_path):
     from deidnb.pipeline import Deidentifier
     (tmp_path/'in').mkdir()
     for i in range(3): cv2.imwrite(str(tmp_path/'in'/f'{i}.png'), PHOTOS[i][..., ::-1])
     Deidentifier('keyed', password='correct horse battery staple').folder(tmp_path/'in', tmp_path/'out', jobs=2, progress=False)
-    found = [json.loads(p.read_text()) for p in (tmp_path/'out').rglob('receipt.json')]; text = ''.join(p.read_text('utf-8', 'ignore') for p in (tmp_path/'out'/'.deidnb').rglob('*') if p.is_file())
+    found = [json.loads(p.read_text()) for p in (tmp_path/'out').rglob('receipt.json')]
+    text = ''.join(p.read_text('utf-8', 'ignore') for p in (tmp_path/'out'/'.deidnb').rglob('*') if p.is_file())
     assert 'correct horse' not in text and len(set(__import__('re').findall(r'"salt": "([0-9a-f]{32})"', text))) == 1 and found
 
 @pytest.mark.parametrize('method,kw', [('donor_swap', dict(choice='key', key='a secret key of mine'))])
 def test_receipts_hide_keys(method, kw):
     from deidnb.pipeline import Deidentifier
-    d = Deidentifier(method, gate=False, **kw); r = d.photo(PHOTOS[0]).receipt; assert 'a secret key of mine' not in json.dumps(r) and 'a secret key of mine' not in json.dumps(d.config)
+    d = Deidentifier(method, gate=False, **kw); r = d.photo(PHOTOS[0]).receipt
+    assert 'a secret key of mine' not in json.dumps(r) and 'a secret key of mine' not in json.dumps(d.config)
 
 def test_sealing_needs_a_key():
     from deidnb.pipeline import Deidentifier
@@ -166,7 +193,8 @@ def test_sealing_needs_a_key():
 def test_password_is_asked_for_not_guessed(tmp_path, monkeypatch):
     from deidnb.cli import main
     monkeypatch.delenv('DEIDNB_PASSWORD', raising=False); cv2.imwrite(str(tmp_path/'p.png'), PHOTOS[0][..., ::-1])
-    r = subprocess.run([sys.executable, '-m', 'deidnb.cli', 'deid', str(tmp_path/'p.png'), '-o', str(tmp_path/'o.png'), '-m', 'keyed'], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-m', 'deidnb.cli', 'deid', str(tmp_path/'p.png'), '-o', str(tmp_path/'o.png'),
+                        '-m', 'keyed'], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert r.returncode == 2 and '--password-file' in r.stderr and not (tmp_path/'o.png').exists()
 
 # --- recipe
@@ -174,7 +202,9 @@ def test_recipe_runs_and_resumes(tmp_path):
     from deidnb.train import fusion as T
     (tmp_path/'faces').mkdir()
     for i in range(12):
-        for j in range(3): cv2.imwrite(str(tmp_path/'faces'/f'{i:02d}_{j}.png'), cv2.convertScaleAbs(example_faces(12)[i][..., ::-1], alpha=1-.1*j))
+        for j in range(3):
+            cv2.imwrite(str(tmp_path/'faces'/f'{i:02d}_{j}.png'), cv2.convertScaleAbs(example_faces(12)[i][..., ::-1],
+                    alpha=1-.1*j))
     kw = dict(preset='quick', pictures=tmp_path/'faces', device='cpu', workers=1, progress=False, people=36, held=8)
     one = T.train(tmp_path/'a', **kw); T.train(tmp_path/'a', **kw | dict(steps=6)); assert one[1][-1]['step'] == 6
     assert all(np.isfinite(v) for r in one[1] for v in r.values())
@@ -183,19 +213,26 @@ def test_recipe_runs_and_resumes(tmp_path):
 def test_gated_systems(method):
     from deidnb.pipeline import Deidentifier
     r = Deidentifier(method, seed=1, simulate=True).photo(PHOTOS[3]); f = r.faces[0]
-    assert f.outcome == 'protected' and set(f.scores) == {'sface', 'faceres'} and r.receipt['guarantee']['text'] and all(s['passed'] for s in f.scores.values())
-    again = Deidentifier(method, seed=1, simulate=True).photo(PHOTOS[3]).image; other = Deidentifier(method, seed=2, simulate=True).photo(PHOTOS[3]).image
+    assert f.outcome == 'protected' and set(f.scores) == {'sface',
+                                                          'faceres'} and r.receipt['guarantee']['text'] and all(s['passed']
+        for s in f.scores.values())
+    again = Deidentifier(method, seed=1, simulate=True).photo(PHOTOS[3]).image
+    other = Deidentifier(method, seed=2, simulate=True).photo(PHOTOS[3]).image
     assert np.array_equal(again, r.image) and not np.array_equal(other, r.image)
 
 @pytest.mark.parametrize('method', ['sampled', 'disguise'])
 def test_escalation_gets_stronger_and_ends(method):
     from deidnb.methods import METHODS, build
     g = build(METHODS[method], simulate=True); ladder = [g]
-    while (n := g.escalate(len(ladder))) is not None: assert n.config['weight'] > ladder[-1].config['weight'] and n.config['cell'] == g.config['cell']; ladder.append(n)
+    while (n := g.escalate(len(ladder))) is not None:
+        assert n.config['weight'] > ladder[-1].config['weight'] and n.config['cell'] == g.config['cell']
+        ladder.append(n)
     assert 2 < len(ladder) < 10
 
 def test_plausible_codes_share_what_people_share(codes):
     from deidnb.generate.disguise import plausible
     from deidnb.identity.rotation import face_shape
-    s = face_shape().shared; p = np.stack([plausible(-z) for z in codes]); assert np.allclose(np.linalg.norm(p, axis=1), 1, atol=1e-5) and (p @ s > .2).all() and (-codes @ s < 0).all()
-    part = lambda v: (v - (v @ s)[:, None]*s)/np.linalg.norm(v - (v @ s)[:, None]*s, axis=1, keepdims=True); assert np.allclose(part(p), -part(codes), atol=1e-4)
+    s = face_shape().shared; p = np.stack([plausible(-z) for z in codes])
+    assert np.allclose(np.linalg.norm(p, axis=1), 1, atol=1e-5) and (p @ s > .2).all() and (-codes @ s < 0).all()
+    part = lambda v: (v - (v @ s)[:, None]*s)/np.linalg.norm(v - (v @ s)[:, None]*s, axis=1, keepdims=True)
+    assert np.allclose(part(p), -part(codes), atol=1e-4)

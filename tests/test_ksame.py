@@ -9,7 +9,8 @@ def faces(n, seed=0, size=64):
     "n smooth random pictures with a common part, like aligned faces"
     rng = np.random.default_rng(seed); base = rng.normal(128, 40, (8, 8, 3))
     import cv2
-    pics = [cv2.resize(np.clip(base + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8), (size, size), interpolation=cv2.INTER_CUBIC) for _ in range(n)]
+    pics = [cv2.resize(np.clip(base + rng.normal(0, 25, (8, 8, 3)), 0, 255).astype(np.uint8), (size, size),
+                       interpolation=cv2.INTER_CUBIC) for _ in range(n)]
     return [Crop(p, np.eye(3)[:2], Face((15, 12, 50, 58), POINTS)) for p in pics]
 
 @pytest.mark.parametrize('n', [2, 3, 5, 8, 13, 40, 41])
@@ -61,7 +62,8 @@ def test_averages_against_direct_computation():
         for i in c: assert np.abs(m(cs[i]).image.reshape(-1) - X[c].mean(0)).max() <= .51
     f = K.KSameFurthest(k=3).prepare(cs)
     for a, b in K.furthest_pairs(K.face_vectors(cs), 3):
-        assert np.abs(f(cs[a[0]]).image.reshape(-1) - X[b].mean(0)).max() <= .51 and np.abs(f(cs[b[0]]).image.reshape(-1) - X[a].mean(0)).max() <= .51
+        assert np.abs(f(cs[a[0]]).image.reshape(-1)
+                      - X[b].mean(0)).max() <= .51 and np.abs(f(cs[b[0]]).image.reshape(-1) - X[a].mean(0)).max() <= .51
 
 @pytest.mark.parametrize('p', [1, 3, 8])
 def test_eigen_equals_projection(p):
@@ -80,7 +82,8 @@ def test_blocks_do_not_matter():
     assert np.abs(K.weighted_faces(X, W, 100).astype(int) - K.weighted_faces(X, W)).max() <= 1
 
 def test_the_random_start_changes_clusters_and_is_reproducible():
-    v = np.random.default_rng(0).normal(size=(60, 5)); g = lambda s: [c.tolist() for c in K.greedy_clusters(v, 4, np.random.default_rng(s))]
+    v = np.random.default_rng(0).normal(size=(60, 5))
+    g = lambda s: [c.tolist() for c in K.greedy_clusters(v, 4, np.random.default_rng(s))]
     assert g(1) == g(1) != g(2)
 
 @pytest.mark.parametrize('bad,error', [

@@ -72,7 +72,8 @@ def test_kernel_distance_is_unbiased_and_frechet_is_not():
 
 def test_kernel_mmd_against_a_double_loop():
     g = np.random.default_rng(4); x, y = g.normal(size=(6, 3)), g.normal(size=(5, 3)); k = lambda p, q: (p @ q/3 + 1)**3
-    a = np.mean([k(x[i], x[j]) for i in range(6) for j in range(6) if i != j]); b = np.mean([k(y[i], y[j]) for i in range(5) for j in range(5) if i != j])
+    a = np.mean([k(x[i], x[j]) for i in range(6) for j in range(6) if i != j])
+    b = np.mean([k(y[i], y[j]) for i in range(5) for j in range(5) if i != j])
     c = np.mean([k(p, q) for p in x for q in y]); assert Q.kernel_mmd(x, y) == pytest.approx(a + b - 2*c)
 
 
@@ -110,13 +111,17 @@ def test_inception_formats(tmp_path):
     torch.jit.save(torch.jit.script(Tiny()), str(tmp_path/'t.pt'))
     import onnx
     from onnx import helper as h, TensorProto as T
-    g = h.make_graph([h.make_node('GlobalAveragePool', ['x'], ['y'])], 'g', [h.make_tensor_value_info('x', T.FLOAT, ['n', 3, 299, 299])], [h.make_tensor_value_info('y', T.FLOAT, ['n', 3, 1, 1])])
+    g = h.make_graph([h.make_node('GlobalAveragePool', ['x'], ['y'])], 'g',
+                     [h.make_tensor_value_info('x', T.FLOAT, ['n', 3, 299, 299])],
+                     [h.make_tensor_value_info('y', T.FLOAT, ['n', 3, 1, 1])])
     onnx.save(h.make_model(g, opset_imports=[h.make_opsetid('', 13)], ir_version=8), str(tmp_path/'t.onnx'))
     im = [np.full((64, 80, 3), (10, 20, 30), np.uint8)]*3
     for f in ('t.pt', 't.onnx'): assert np.allclose(Q.features('inception', im, weights=tmp_path/f), [[10, 20, 30]]*3, atol=1e-3)
     assert np.allclose(Q.Inception(tmp_path/'t.pt', low=-1, high=1)(im)[0], np.array([10, 20, 30])/127.5-1, atol=1e-5)
     noisy = [np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)]
-    a, b = (Q.Inception(tmp_path/'t.pt', resize=r).prepare(noisy[0]).std() for r in ('clean', 'legacy')); assert a < .7*b   # only 'clean' is anti-aliased
+    # only 'clean' is anti-aliased
+    a, b = (Q.Inception(tmp_path/'t.pt', resize=r).prepare(noisy[0]).std() for r in ('clean', 'legacy'))
+    assert a < .7*b
     with pytest.raises(ConfigError): Q.Inception(tmp_path/'t.pt', resize='x')
 
 

@@ -18,7 +18,9 @@ def test_ignoring_people_undercovers():
     "The same data, resampled by picture: the wrong method must be visibly wrong"
     g = np.random.default_rng(1); hit = 0
     for i in range(200):
-        x = np.repeat(g.normal(size=30), 10); _, lo, hi, *_ = mean_interval(x, None, 300, rng=np.random.default_rng(i)); hit += lo <= 0 <= hi
+        x = np.repeat(g.normal(size=30), 10)
+        _, lo, hi, *_ = mean_interval(x, None, 300, rng=np.random.default_rng(i))
+        hit += lo <= 0 <= hi
     assert hit/200 < .7
 
 

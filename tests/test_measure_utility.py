@@ -27,7 +27,8 @@ def test_detectors_find_a_face_anywhere(detector, size, at, faces):
 @pytest.mark.parametrize('scale', [.3, .6, 2., 4.])
 def test_mtcnn_over_sizes(scale, faces):
     p, f = faces[1]; q = cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    b = U.MTCNN(min_face=20 if scale < 1 else None).detect(q); assert len(b) and U.box_overlap(b[0, :4], f.box*scale)[0, 0] > .5 and (b[:, 4] > .7).all()
+    b = U.MTCNN(min_face=20 if scale < 1 else None).detect(q)
+    assert len(b) and U.box_overlap(b[0, :4], f.box*scale)[0, 0] > .5 and (b[:, 4] > .7).all()
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (5, 300), (300, 5), (23, 23)])
@@ -39,7 +40,8 @@ def test_tiny_pictures(shape):
 def test_window_and_back():
     g = np.random.default_rng(0); im = g.integers(0, 255, (900, 1200, 3), dtype=np.uint8)
     for _ in range(30):
-        x, y, s = g.uniform(0, 1200), g.uniform(0, 900), g.uniform(10, 600); f = Face([x-s/2, y-s/2, x+s/2, y+s/2], np.zeros((5, 2)))
+        x, y, s = g.uniform(0, 1200), g.uniform(0, 900), g.uniform(10, 600)
+        f = Face([x-s/2, y-s/2, x+s/2, y+s/2], np.zeros((5, 2)))
         w, at, k = U.face_window(im, f); assert w.size and max(w.shape) <= 3*128+4 and k <= 1
         assert abs(at[0] + w.shape[1]/2/k - np.clip([x-1.5*s, x+1.5*s], 0, 1200).mean()) < 2/k
 
@@ -47,12 +49,14 @@ def test_window_and_back():
 def test_a_stub_detector_elsewhere_does_not_count():
     f = Face([100, 100, 200, 200], np.zeros((5, 2))); im = np.zeros((400, 400, 3), np.uint8)
     inside = lambda w: np.array([[*(np.array([110, 110, 190, 190]) - 0), 1.]])
-    assert U.hits([[300, 300, 380, 380]], f).tolist() == [0] and U.hits([[110, 110, 190, 190]], f)[0] > .6 and len(U.hits([], f)) == 0
+    assert U.hits([[300, 300, 380, 380]], f).tolist() == [0] and U.hits([[110, 110, 190, 190]],
+        f)[0] > .6 and len(U.hits([], f)) == 0
     assert not U.detected(im, f, lambda w: np.zeros((0, 5)))
 
 
 def test_suppression_against_a_double_loop():
-    g = np.random.default_rng(0); xy = g.uniform(0, 100, (60, 2)); b = np.c_[xy, xy + g.uniform(5, 40, (60, 2))]; s = g.random(60); keep = []
+    g = np.random.default_rng(0); xy = g.uniform(0, 100, (60, 2))
+    b = np.c_[xy, xy + g.uniform(5, 40, (60, 2))]; s = g.random(60); keep = []
     for i in np.argsort(-s):
         if all(U.box_overlap(b[i], b[j])[0, 0] <= .4 for j in keep): keep.append(i)
     assert U.suppress(b, s, .4) == keep
@@ -61,7 +65,8 @@ def test_suppression_against_a_double_loop():
 @pytest.mark.parametrize('dx,dy', [(1, 0), (0, 3), (3, 4)])
 def test_nme_of_a_shift(dx, dy, faces):
     f = faces[0][1]; p = U.landmarks68(f); D = np.linalg.norm(p[36]-p[45]); g = replace(f, landmarks=f.landmarks + [dx, dy, 0])
-    assert U.nme(f, g) == pytest.approx(math.hypot(dx, dy)/D, rel=1e-4) and U.pixel_distances(f, g)['px_landmarks'] == pytest.approx(math.hypot(dx, dy), rel=1e-4)
+    assert U.nme(f, g) == pytest.approx(math.hypot(dx, dy)/D, rel=1e-4) and U.pixel_distances(f,
+        g)['px_landmarks'] == pytest.approx(math.hypot(dx, dy), rel=1e-4)
 
 
 def test_nme_does_not_depend_on_scale(faces):
@@ -92,12 +97,15 @@ def test_gaze_follows_mirroring(faces):
 
 
 def test_blink_scores_and_exp():
-    a, b = np.zeros(52), np.full(52, .2); assert U.expression_error(a, b) == dict(exp=pytest.approx(.2), exp_rmse=pytest.approx(.2))
+    a, b = np.zeros(52), np.full(52, .2)
+    assert U.expression_error(a, b) == dict(exp=pytest.approx(.2), exp_rmse=pytest.approx(.2))
 
 
 @pytest.mark.parametrize('gain', [.9, .6])
 def test_tone_moves_with_the_light(gain, faces):
-    p, f = faces[0]; assert U.tone_difference(p, (p*gain).astype(np.uint8), f)['tone'] > U.tone_difference(p, (p*(gain+.08)).astype(np.uint8), f)['tone'] > 0
+    p, f = faces[0]
+    assert U.tone_difference(p, (p*gain).astype(np.uint8), f)['tone'] > U.tone_difference(p,
+        (p*(gain+.08)).astype(np.uint8), f)['tone'] > 0
 
 
 def test_tone_outside_the_picture():
@@ -105,7 +113,8 @@ def test_tone_outside_the_picture():
 
 
 def test_utility_of_an_untouched_and_of_a_covered_face(faces):
-    p, f = faces[0]; u = U.pair_utility(p, p.copy(), f, 'find'); assert u['nme'] == u['exp'] == u['tone'] == 0 and all(u[f'det_{d}'] for d in U.DETECTORS)
+    p, f = faces[0]; u = U.pair_utility(p, p.copy(), f, 'find')
+    assert u['nme'] == u['exp'] == u['tone'] == 0 and all(u[f'det_{d}'] for d in U.DETECTORS)
     u = U.pair_utility(p, np.full_like(p, 90), f, 'find'); assert 'nme' not in u and not any(u[f'det_{d}'] for d in U.DETECTORS)
 
 

@@ -60,7 +60,8 @@ def test_faces_over_the_edge(box):
     f = Face(box, np.mean(np.reshape(box, (2,2)), 0) + [[-9,-9],[9,-9],[0,0],[-7,9],[7,9]])
     for how in ('well','error'):
         r = Deidentifier(Paint(how)).photo(FACES[0], [f]); assert r.image.shape == FACES[0].shape
-        x0,y0,x1,y1 = np.clip(f.box, 0, 256).astype(int); c = slice((3*y0+y1)//4, (y0+3*y1)//4+1), slice((3*x0+x1)//4, (x0+3*x1)//4+1)
+        x0,y0,x1,y1 = np.clip(f.box, 0, 256).astype(int)
+        c = slice((3*y0+y1)//4, (y0+3*y1)//4+1), slice((3*x0+x1)//4, (x0+3*x1)//4+1)
         assert (r.image[c] != FACES[0][c]).any(-1).all()
 
 @pytest.mark.parametrize('points', [np.full((5,2), np.nan), np.zeros((5,2)), np.full((5,2), 1e9)])
@@ -84,7 +85,8 @@ class Stronger(Paint):
 def test_gate_escalates_until_it_passes():
     r = Deidentifier(Stronger(), gate=gate(.9, .8, .1)).photo(FACES[0], [BOX])
     assert r.ok and r.faces[0].attempts == 3 and r.image[140,130,0] == 20
-    assert r.faces[0].scores == dict(judge=dict(score=.1, threshold=.5, passed=True)) and r.receipt['gate']['experts'] == ['judge']
+    assert r.faces[0].scores == dict(judge=dict(score=.1, threshold=.5,
+                                                passed=True)) and r.receipt['gate']['experts'] == ['judge']
 
 @pytest.mark.parametrize('answers', [[.9]*99, [np.nan]*99, [.5]*99, [np.inf]*99])
 def test_gate_that_never_passes_covers(answers):
@@ -128,7 +130,8 @@ def test_recognised_after_compression(tmp_path):
     d = Deidentifier(Paint(), gate=gate(.1, .9))  # passes in memory, recognised in the file
     rec = protect_file(d, tmp_path/'a.jpg', tmp_path/'b.jpg', faces=[BOX])
     assert rec['outcome'] == 'fallback' and 'after compression' in rec['receipt']['faces'][0]['why']
-    assert np.abs(read_image(tmp_path/'b.jpg').rgb[80:200, 90:170].astype(int) - GREY).max() < 12 and len(list(tmp_path.iterdir())) == 2
+    assert np.abs(read_image(tmp_path/'b.jpg').rgb[80:200, 90:170].astype(int)
+                  - GREY).max() < 12 and len(list(tmp_path.iterdir())) == 2
 
 # --- several faces
 
@@ -146,7 +149,8 @@ def test_overlapping_faces_never_come_back(order):
 
 def test_fallback_beside_a_protected_face_stays():
     class Second(Paint):
-        def __call__(self, crop, z=None, *, rng): self.how = 'error' if self.calls else 'well'; return super().__call__(crop, rng=rng)
+        def __call__(self, crop, z=None, *, rng):
+            self.how = 'error' if self.calls else 'well'; return super().__call__(crop, rng=rng)
     r = Deidentifier(Second()).photo(FACES[0], PAIR)
     assert [f.outcome for f in r.faces] == ['protected','fallback']; assert_covered(r.image, PAIR[1])
 
@@ -155,7 +159,9 @@ def test_neighbours_are_checked_again():
     r = Deidentifier(Paint(), gate=gate(.1, .1, .9)).photo(FACES[0], PAIR)
     assert [f.outcome for f in r.faces] == ['fallback','fallback']; assert_covered(r.image, PAIR[1])
 
-@pytest.mark.parametrize('kw,want', [(dict(only=(0,0,110,256)), ['protected','kept']), (dict(exclude=(0,0,110,256)), ['kept','protected']), (dict(only=[(0,0,256,256)], exclude=[(0,0,256,256)]), ['kept','kept']), (dict(), ['protected']*2)])
+@pytest.mark.parametrize('kw,want', [(dict(only=(0,0,110,256)), ['protected','kept']), (dict(exclude=(0,0,110,256)),
+            ['kept','protected']), (dict(only=[(0,0,256,256)], exclude=[(0,0,256,256)]), ['kept','kept']),
+                                     (dict(), ['protected']*2)])
 def test_only_and_except(kw, want): assert [f.outcome for f in Deidentifier(Paint(), **kw).photo(FACES[0], PAIR).faces] == want
 
 @pytest.mark.parametrize('bad', [(1,2,3), (5,5,1,9), 'x', [(0,0,np.nan,4)]])
@@ -168,9 +174,12 @@ def test_no_face(tmp_path):
     flat = np.full((90,120,3), 80, np.uint8); write_image(tmp_path/'a.png', flat)
     with pytest.raises(InputError, match='no face found'): protect_file(Deidentifier('blur'), tmp_path/'a.png', tmp_path/'b.png')
     assert not (tmp_path/'b.png').exists()
-    for how in ('copy','blur-all'): assert protect_file(Deidentifier('blur', on_no_face=how), tmp_path/'a.png', tmp_path/f'{how}.png')['outcome'] == 'no face found'
+    for how in ('copy','blur-all'):
+        assert protect_file(Deidentifier('blur', on_no_face=how), tmp_path/'a.png',
+                            tmp_path/f'{how}.png')['outcome'] == 'no face found'
     stripes = np.tile(np.arange(256, dtype=np.uint8)[None, :, None] % 2 * 255, (256,1,3))
-    assert (Deidentifier('blur', on_no_face='copy').photo(stripes).image == stripes).all() and Deidentifier('blur', on_no_face='blur-all').photo(stripes).image.std() < 5
+    assert (Deidentifier('blur', on_no_face='copy').photo(stripes).image == stripes).all() and Deidentifier('blur',
+        on_no_face='blur-all').photo(stripes).image.std() < 5
     with pytest.raises(ConfigError): Deidentifier('blur', on_no_face='ignore')
 
 # --- methods, seeds, receipts
@@ -180,7 +189,8 @@ ALONE = [n for n,m in METHODS.items() if not m.needs_set and not m.gate]
 @pytest.mark.parametrize('method', ALONE)
 @pytest.mark.parametrize('strength', [None,'light','strong'])
 def test_every_method_protects(method, strength):
-    r = Deidentifier(method, strength=strength, **{k: 'four random words here' for k in METHODS[method].needs}, **(dict(steps=8, length=4, resample=2) if method == 'repaint' else {})).photo(FACES[2])
+    r = Deidentifier(method, strength=strength, **{k: 'four random words here' for k in METHODS[method].needs},
+                     **(dict(steps=8, length=4, resample=2) if method == 'repaint' else {})).photo(FACES[2])
     assert r.ok and r.faces[0].outcome == 'protected' and json.dumps(r.receipt) and r.receipt['guarantee']['text']
 
 def test_seeds():
@@ -196,7 +206,9 @@ def test_receipt_says_what_and_nothing_of_whom():
     assert t['seed'] == 1 and t['simulated'] and t['guarantee']['epsilon'] is not None and t['method'] == 'dp_pix' and t['picture']['sha256'] == hashlib.sha256(r.image.tobytes()).hexdigest()
     assert hashlib.sha256(FACES[4].tobytes()).hexdigest() not in json.dumps(t)
 
-@pytest.mark.parametrize('bad', [dict(method='blurr'), dict(method='blur', raduis=3), dict(method='blur', preset='x'), dict(method='blur', strength='huge'), dict(method='blur', min_score=2), dict(method='blur', radius='wide')])
+@pytest.mark.parametrize('bad', [dict(method='blurr'), dict(method='blur', raduis=3), dict(method='blur', preset='x'),
+                                 dict(method='blur', strength='huge'), dict(method='blur', min_score=2),
+                                 dict(method='blur', radius='wide')])
 def test_wrong_names_are_refused(bad):
     with pytest.raises(ConfigError): Deidentifier(**bad)
 
@@ -218,7 +230,8 @@ def test_processes_give_the_same_pictures(folder):
 
 def test_a_worker_that_dies_takes_only_its_item(folder):
     from deidnb.batch import run_jobs
-    jobs = [dict(name=str(i), start=lambda: None, args=dict(path=folder/'in'/f'{i}.png', out=folder/'out'/f'{i}.png')) for i in range(3)]
+    jobs = [dict(name=str(i), start=lambda: None, args=dict(path=folder/'in'/f'{i}.png', out=folder/'out'/f'{i}.png'))
+            for i in range(3)]
     jobs[1]['args']['rel'] = Dies()
     out = {j['name']: r['status'] for j,r in run_jobs(Deidentifier('blur'), jobs, 2)}
     assert out == {'0': 'done', '1': 'failed', '2': 'done'}
@@ -242,9 +255,11 @@ def test_interrupted_and_taken_up_again(folder):
 def test_changed_input_output_and_settings(folder):
     d = Deidentifier('blur'); go = lambda d=d, **k: d.folder(folder/'in', folder/'out', progress=False, **k)
     go(); before = shas(folder/'out')
-    write_image(folder/'in'/'0.png', FACES[9], overwrite=True); (folder/'out'/'1.png').unlink(); write_image(folder/'out'/'2.png', FACES[2], overwrite=True)
+    write_image(folder/'in'/'0.png', FACES[9], overwrite=True); (folder/'out'/'1.png').unlink()
+    write_image(folder/'out'/'2.png', FACES[2], overwrite=True)
     s = go(); errors = ' '.join(f['error'] for f in s['failures'])
-    assert (s['skipped'], s['done'], s['failed']) == (2, 1, 2) and 'another version of the input' in errors and 'changed since' in errors
+    assert (s['skipped'], s['done'], s['failed']) == (2, 1,
+                                                      2) and 'another version of the input' in errors and 'changed since' in errors
     assert go(overwrite=True)['failed'] == 0 and shas(folder/'out').keys() == before.keys()
     assert go(Deidentifier('blur', radius=30))['failed'] == 5 and go(resume=False)['failed'] == 5
 
@@ -263,10 +278,12 @@ def test_sets(folder, method):
     d = Deidentifier(method, k=2, seed=1, simulate=True); s = d.folder(folder/'in', folder/'out', progress=False, jobs=2)
     assert s['done'] == 5 and s['protected'] == 5
     with pytest.raises(ConfigError): Deidentifier(method).photo(FACES[0])
-    with pytest.raises(ConfigError, match='needs at least'): Deidentifier(method, k=50).folder(folder/'in', folder/'out2', progress=False)
+    with pytest.raises(ConfigError, match='needs at least'):
+        Deidentifier(method, k=50).folder(folder/'in', folder/'out2', progress=False)
 
 def test_destination_inside_the_source(folder):
     d = Deidentifier('blur')
-    assert d.folder(folder/'in', folder/'in'/'out', progress=False)['done'] == 5 and d.folder(folder/'in', folder/'in'/'out', progress=False)['skipped'] == 5
+    assert d.folder(folder/'in', folder/'in'/'out', progress=False)['done'] == 5 and d.folder(folder/'in',
+        folder/'in'/'out', progress=False)['skipped'] == 5
     for dst in (folder/'in', folder/'in'/'.', folder/'in'/'sub'/'..'):
         with pytest.raises(ConfigError): d.folder(folder/'in', dst, progress=False)

@@ -63,7 +63,8 @@ def test_no_face_in_the_crop():
     with pytest.raises(InputError): P.Blur()(crop(Face((500, 500, 600, 600), POINTS+500)), rng=None)
     with pytest.raises(InputError): P.Blur()(crop(Face((np.nan,)*4, np.full((5, 2), np.nan))), rng=None)
 
-@pytest.mark.parametrize('wrong', [dict(radius=0), dict(radius=np.nan), dict(radius='x'), dict(region='x'), dict(margin=2), dict(feather=-1), dict(reference=0), dict(radius=True)])
+@pytest.mark.parametrize('wrong', [dict(radius=0), dict(radius=np.nan), dict(radius='x'), dict(region='x'),
+                                   dict(margin=2), dict(feather=-1), dict(reference=0), dict(radius=True)])
 def test_wrong_configuration(wrong):
     with pytest.raises(ConfigError) as e: P.Blur(**wrong)
     assert next(iter(wrong)) in str(e.value) and '\n' not in str(e.value)

@@ -8,12 +8,14 @@ TOOLS = repo_root()/'tools'
 if not TOOLS.is_dir(): pytest.skip('not a checkout', allow_module_level=True)
 
 def tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS/f'{name}.py'); m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m); return m
+    spec = importlib.util.spec_from_file_location(name, TOOLS/f'{name}.py')
+    m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m); return m
 
 check, readme = tool('check_notebooks'), tool('render_readme')
 KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
 def md(s): return dict(cell_type='markdown', id='m', metadata={}, source=s)
-def code(s, *outputs, **meta): return dict(cell_type='code', id='c', metadata=meta, execution_count=None, source=s, outputs=list(outputs))
+def code(s, *outputs, **meta):
+    return dict(cell_type='code', id='c', metadata=meta, execution_count=None, source=s, outputs=list(outputs))
 def shown(s): return dict(output_type='stream', name='stdout', text=s)
 def nb(*cells, metadata=KERNEL): return dict(nbformat=4, nbformat_minor=5, metadata=metadata, cells=list(cells))
 
@@ -21,7 +23,8 @@ HEAD = md('# Title\n> One line')
 GOOD = [HEAD, code('#| export\nimport os'), code('#| export\ndef f(): return 1'), code('f()', shown('1'))]
 
 def problems(tmp_path, book):
-    p = tmp_path/'x.ipynb'; p.write_text(book if isinstance(book, str) else json.dumps(book)); return [t for _,t in check.check(p)]
+    p = tmp_path/'x.ipynb'; p.write_text(book if isinstance(book, str) else json.dumps(book))
+    return [t for _,t in check.check(p)]
 
 def test_good_notebook(tmp_path): assert problems(tmp_path, nb(*GOOD)) == []
 
@@ -45,13 +48,16 @@ def test_good_notebook(tmp_path): assert problems(tmp_path, nb(*GOOD)) == []
 ])
 def test_bad_notebooks(tmp_path, book, text): assert any(text in p for p in problems(tmp_path, book)), problems(tmp_path, book)
 
-@pytest.mark.parametrize('cell', [code('x', tags=['parameters']), md('a relative/home/page and https://x.example/home/y'), code('import re\nx = 1'), code('#| export\n"a" # 55\n' + '\n'.join(['x = 1']*53))])
+@pytest.mark.parametrize('cell', [code('x', tags=['parameters']),
+                                  md('a relative/home/page and https://x.example/home/y'), code('import re\nx = 1'),
+                                  code('#| export\n"a" # 55\n' + '\n'.join(['x = 1']*53))])
 def test_allowed(tmp_path, cell): assert problems(tmp_path, nb(*GOOD, cell)) == []
 
 def test_check_exit_code(tmp_path):
     for book, rc in ((nb(*GOOD), 0), (nb(*GOOD[:-1]), 1)):
         (tmp_path/'x.ipynb').write_text(json.dumps(book))
-        assert subprocess.run([sys.executable, TOOLS/'check_notebooks.py', tmp_path/'x.ipynb'], capture_output=True).returncode == rc
+        assert subprocess.run([sys.executable, TOOLS/'check_notebooks.py', tmp_path/'x.ipynb'],
+                              capture_output=True).returncode == rc
 
 def test_render():
     png = base64.b64encode(b'PNG').decode()
@@ -61,12 +67,17 @@ def test_render():
     assert '![a](nbs/images/a.png) [b](nbs/tutorials/b.ipynb) [c](LICENSE) [d](https://x.example/y.ipynb)' in text and '````python' in text
 
 def test_render_links_of_outputs():
-    text, _ = readme.render(nb(HEAD, code('#| echo: false\nMarkdown(t)', dict(output_type='execute_result', data={'text/markdown': '[r](../reports/a.csv) [n](reproduce/b.ipynb)', 'text/plain': '<Markdown>'}))))
+    text, _ = readme.render(nb(HEAD, code('#| echo: false\nMarkdown(t)', dict(output_type='execute_result',
+                    data={'text/markdown': '[r](../reports/a.csv) [n](reproduce/b.ipynb)',
+                          'text/plain': '<Markdown>'}))))
     assert '[r](reports/a.csv) [n](nbs/reproduce/b.ipynb)' in text and '<Markdown>' not in text
 
 def test_readme_check_objects(tmp_path, monkeypatch, capsys):
-    (tmp_path/'nbs').mkdir(); (tmp_path/'nbs/index.ipynb').write_text(json.dumps(nb(HEAD, code('plot()', dict(output_type='display_data', data={'image/png': base64.b64encode(b'PNG').decode()})))))
-    monkeypatch.setattr(readme, 'ROOT', tmp_path); run = lambda *a: (monkeypatch.setattr(sys, 'argv', ['x', *a]), readme.main())[1]
+    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs/index.ipynb').write_text(json.dumps(nb(HEAD, code('plot()', dict(output_type='display_data',
+                        data={'image/png': base64.b64encode(b'PNG').decode()})))))
+    monkeypatch.setattr(readme, 'ROOT', tmp_path)
+    run = lambda *a: (monkeypatch.setattr(sys, 'argv', ['x', *a]), readme.main())[1]
     assert run('--check') == 1 and run() == 0 and run('--check') == 0
     (tmp_path/'nbs/images/index_0.png').write_bytes(b'other'); assert run('--check') == 1
     run(); (tmp_path/'README.md').write_text('edited by hand'); assert run('--check') == 1

@@ -9,9 +9,13 @@ CLEAN = dict(L=60, a=12, b=15, chin=0, moustache=0, fringe=.01, under=.02, bridg
 
 def invented(w, **change):
     "A description that depends on the style and on nothing else"
-    g = np.random.default_rng(np.frombuffer(np.float32(w).tobytes(), np.uint32)); mesh = donor_bank().mesh(0) + g.normal(0, 2, (478, 3))
-    code = g.standard_normal(128); look = CLEAN | dict(L=60 + 5*w[0], bridge=6 + 3*w[1]) | {k: v for k, v in change.items() if k in LOOK}
-    d = dict(found=1, mesh=mesh, blendshapes=g.random(52), turn=g.normal(0, 8, 2), look=[look[k] for k in LOOK], forehead=0, code=code/np.linalg.norm(code), inner=-code/np.linalg.norm(code), rim=g.normal(0, 10, (5, 3)), age=40 + 10*w[2], male=g.random())
+    g = np.random.default_rng(np.frombuffer(np.float32(w).tobytes(), np.uint32))
+    mesh = donor_bank().mesh(0) + g.normal(0, 2, (478, 3))
+    code = g.standard_normal(128)
+    look = CLEAN | dict(L=60 + 5*w[0], bridge=6 + 3*w[1]) | {k: v for k, v in change.items() if k in LOOK}
+    d = dict(found=1, mesh=mesh, blendshapes=g.random(52), turn=g.normal(0, 8, 2), look=[look[k] for k in LOOK],
+             forehead=0, code=code/np.linalg.norm(code), inner=-code/np.linalg.norm(code), rim=g.normal(0, 10, (5, 3)),
+             age=40 + 10*w[2], male=g.random())
     d |= {k: v for k, v in change.items() if k in d}
     return {k: np.asarray(d[k], np.float32).reshape(s) for k, s in T.SHAPES.items()}
 
@@ -64,13 +68,15 @@ def test_clean(change, why):
 
 def test_clean_drops_pictures_without_a_face():
     t = T.table([T.describe(None, None), invented(np.zeros(512))]); assert list(T.clean(t)) == ['no face', '']
-    assert list(T.clean(t | dict(glasses=np.array([-5., .5])))) == ['no face', 'glasses'] and T.clean(t | dict(young=np.array([-5., 4.])))[1] == 'child'
+    assert list(T.clean(t | dict(glasses=np.array([-5., .5])))) == ['no face',
+        'glasses'] and T.clean(t | dict(young=np.array([-5., 4.])))[1] == 'child'
 
 def test_dark_skin_is_not_a_reason():
     assert all(T.clean(T.table([invented(np.zeros(512), L=L)]))[0] == '' for L in (15, 30, 45, 90))
 
 def test_glasses_are_learnt_from_styles():
-    g = np.random.default_rng(1); W = g.standard_normal((1500, 512)); d = g.standard_normal(512); d /= np.linalg.norm(d); on = W @ d > 1
+    g = np.random.default_rng(1); W = g.standard_normal((1500, 512)); d = g.standard_normal(512)
+    d /= np.linalg.norm(d); on = W @ d > 1
     s = T.fit_glasses(W, np.where(on, 12, 6) + 3*g.standard_normal(1500))
     assert s[on].mean() > s[~on].mean() + .5 and ((s > 0) == on).mean() > .8
     noise = T.fit_glasses(g.standard_normal((1500, 512)), np.full(1500, 5.)); assert np.isneginf(noise).all()
@@ -81,7 +87,8 @@ def test_steering_raises_what_was_asked():
     assert d.mean() < -1 and np.abs(d - d.mean()).max() < 1e-4, 'the tone is 5 w[0]'
     far = T.steer(W[1200:], W[:1200], t, np.random.default_rng(3), dict(L=(1, -1e6, -1e6)))
     assert np.linalg.norm(far - W[1200:], axis=1).max() < .7*np.linalg.norm(W, axis=1).mean(), 'no move leaves the faces'
-    some = T.steer(W[1200:], W[:1200], t, np.random.default_rng(3), dict(L=(.45, -10, -8))); moved = (np.abs(some - W[1200:]).max(1) > 1e-4).mean()
+    some = T.steer(W[1200:], W[:1200], t, np.random.default_rng(3), dict(L=(.45, -10, -8)))
+    moved = (np.abs(some - W[1200:]).max(1) > 1e-4).mean()
     assert abs(moved - .45) < .06   # five standard deviations
     with pytest.raises(ConfigError, match='too few'): T.steer(W[:5], W[:3], T.table([T.describe(None, None)]*3), g)
 
@@ -104,8 +111,10 @@ def test_rows_of_what_ships():
     assert all(abs(sum(v) - 1) < .01 for k in ('drawn', 'bank') for v in r['metrics'][k].values())
 
 def test_row_is_replaced_in_place(tmp_path):
-    f, m = tmp_path/'a.safetensors', tmp_path/'weights.yaml'; facts = dict(command='x', data='y', seed=1, hardware='z', metrics={}, licence='l', ships=False)
+    f, m = tmp_path/'a.safetensors', tmp_path/'weights.yaml'
+    facts = dict(command='x', data='y', seed=1, hardware='z', metrics={}, licence='l', ships=False)
     m.write_text('# header\n[]\n'); f.write_bytes(b'1'); R.weights_row('a', f, m, **facts)
     m.write_text(m.read_text() + '- name: b\n  v: 1 # by hand\n'); f.write_bytes(b'22'); R.weights_row('a', f, m, **facts)
-    rows = yaml.safe_load(m.read_text()); assert [r['name'] for r in rows] == ['a', 'b'] and rows[0]['size'] == 2 and rows[0]['sha256'] == sha256(f)
+    rows = yaml.safe_load(m.read_text())
+    assert [r['name'] for r in rows] == ['a', 'b'] and rows[0]['size'] == 2 and rows[0]['sha256'] == sha256(f)
     assert m.read_text().startswith('# header\n') and '# by hand' in m.read_text()

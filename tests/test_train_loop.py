@@ -5,10 +5,16 @@ from deidnb.core import ConfigError
 from deidnb.train import loop as L
 
 def setup(folder, steps=60, **kw):
-    torch.manual_seed(1); net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)); opt = torch.optim.AdamW(net.parameters(), .01); plan = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1/(1+i)); ema = L.Ema(net, .9)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    opt = torch.optim.AdamW(net.parameters(), .01)
+    plan = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1/(1+i)); ema = L.Ema(net, .9)
     def draw(r): x = torch.as_tensor(r.normal(size=(16, 3)), dtype=torch.float32); return x, x.sum(1, keepdim=True)
-    def step(b, i): loss = (net(b[0]) - b[1]).square().mean(); L.descend(opt, loss); plan.step(); ema.update(net); return dict(loss=loss.item())
-    return L.run(step, draw, steps, folder, dict(net=net, opt=opt, plan=plan, ema=ema), progress=False, each=5, **kw), net, ema.net
+    def step(b, i):
+        loss = (net(b[0]) - b[1]).square().mean(); L.descend(opt, loss); plan.step()
+        ema.update(net); return dict(loss=loss.item())
+    return L.run(step, draw, steps, folder, dict(net=net, opt=opt, plan=plan, ema=ema), progress=False, each=5,
+                 **kw), net, ema.net
 
 class Any:
     def load_state_dict(self, s): pass
@@ -27,7 +33,9 @@ def test_resumed_run_is_the_same_run(tmp_path, threads):
             L.descend = dies; setup(tmp_path/'b', threads=threads, every=0)
         finally: L.descend = original
     again, b, eb = setup(tmp_path/'b', threads=threads)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values())) and all(torch.equal(x, y) for x, y in zip(ea.state_dict().values(), eb.state_dict().values()))
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(),
+                                                 b.state_dict().values())) and all(torch.equal(x, y) for x,
+        y in zip(ea.state_dict().values(), eb.state_dict().values()))
     assert again[-1]['step'] == 60 and again[-1]['loss'] == log[-1]['loss']
 
 def test_finished_run_does_nothing(tmp_path):

@@ -18,7 +18,8 @@ def test_pairs_order_folds_and_unicode(tmp_path):
     assert p.first == ['Zoë/Zoë_0001.jpg']*2 + ['Bob/Bob_0001.jpg', 'Zoë/Zoë_0002.jpg'] and p.second[1] == 'Bob/Bob_0013.jpg'
     assert p.fold.tolist() == [0,0,1,1] and len(p) == 4
 
-@pytest.mark.parametrize('text', ['', 'x y\n', '2 1\nA 1 2\n', '1 1\nA 1 B 2\nA 1 2\n', '1 1\nA 1 2\nA 1 B\n', '1 1\nA one 2\nA 1 B 2\n', '1 1\nA 1 2\nA 1 B 2\nA 1 B 3\n'])
+@pytest.mark.parametrize('text', ['', 'x y\n', '2 1\nA 1 2\n', '1 1\nA 1 B 2\nA 1 2\n', '1 1\nA 1 2\nA 1 B\n',
+                                  '1 1\nA one 2\nA 1 B 2\n', '1 1\nA 1 2\nA 1 B 2\nA 1 B 3\n'])
 def test_bad_pairs_are_one_line_errors(tmp_path, text):
     with pytest.raises(InputError) as e: V.lfw_pairs(write(tmp_path, text))
     assert '\n' not in str(e.value) and 'pairs.txt' in str(e.value)
@@ -37,7 +38,8 @@ def naive_accuracy(s, y, k):
 
 @pytest.mark.parametrize('seed', range(4))
 def test_reference_grid_equals_the_reference_loop(seed):
-    r = np.random.default_rng(seed); s = np.clip(np.where(SAME, .55, .05) + r.normal(0, .15, 3000), -1, 1); k = np.arange(3000)//600
+    r = np.random.default_rng(seed)
+    s = np.clip(np.where(SAME, .55, .05) + r.normal(0, .15, 3000), -1, 1); k = np.arange(3000)//600
     assert np.allclose(V.kfold_accuracy(s, SAME, k, 'reference')[0], naive_accuracy(s, SAME, k))
     assert np.allclose(V.kfold_accuracy(s, SAME, 5, 'reference')[0], naive_accuracy(s, SAME, k))
 
@@ -93,7 +95,8 @@ def test_nan_and_empty_are_refused():
 def test_auc_is_the_pairwise_count_and_the_area(seed):
     r = np.random.default_rng(seed); g, i = r.integers(0, 20, 80), r.integers(-5, 15, 60)
     count = (g[:,None] > i).mean() + .5*(g[:,None] == i).mean(); f, t, _ = V.roc(g, i)
-    assert np.isclose(V.auc(g, i), count) and np.isclose(np.trapezoid(t, f), count) and np.isclose(V.auc(-np.array(i), -np.array(g)), count)
+    assert np.isclose(V.auc(g, i), count) and np.isclose(np.trapezoid(t, f), count) and np.isclose(V.auc(-np.array(i),
+            -np.array(g)), count)
 
 @pytest.mark.parametrize('d', [0., 1., 2., 4.])
 def test_eer_and_auc_of_normals(d):
@@ -103,7 +106,8 @@ def test_eer_and_auc_of_normals(d):
 # --- retrieval and documents' measures ----------------------------------------------------------------
 @pytest.mark.parametrize('kind', ['cosine', 'euclidean'])
 def test_rank1_against_brute_force(kind):
-    r = np.random.default_rng(0); G, P = r.normal(size=(50,6)), r.normal(size=(70,6)); gi, pi = r.integers(0,5,50), r.integers(0,5,70)
+    r = np.random.default_rng(0); G, P = r.normal(size=(50,6)), r.normal(size=(70,6))
+    gi, pi = r.integers(0,5,50), r.integers(0,5,70)
     c = lambda a, b: a@b/np.linalg.norm(a)/np.linalg.norm(b) if kind == 'cosine' else -np.linalg.norm(a-b)
     want = [gi[np.argmax([c(g, p) for g in G])] == q for p, q in zip(P, pi)]
     assert V.rank1(G, P, gi, pi, kind, chunk=16).tolist() == want
@@ -168,7 +172,8 @@ def test_a_shift_does_not_fool_the_recalibrated_attacker():
 
 def test_missing_faces_count_as_protected_and_are_reported():
     r = np.random.default_rng(0); o, who = scores(r), people(r); p = o.copy(); p[:100] = np.nan
-    q = V.lfw_protocol(o, p, SAME, who, n=20); assert q['missing'] == 100 and np.isclose(q['tpr'].value, (p[SAME] >= q['threshold']).mean())
+    q = V.lfw_protocol(o, p, SAME, who, n=20)
+    assert q['missing'] == 100 and np.isclose(q['tpr'].value, (p[SAME] >= q['threshold']).mean())
     with pytest.raises(InputError): V.lfw_protocol(o, p[:5], SAME, who)
 
 def test_given_threshold_is_used():

@@ -21,7 +21,9 @@ def scene(n=16, who=((A, 10, 40, 1., 0.), (B, 200, 44, -.5, 0.)), size=(336, 192
         x = wall.copy() if shot is None or i < shot else wall//3
         for p, (img, x0, y0, vx, vy) in enumerate(who):
             if i in away.get(p, ()): continue
-            M = np.float64([[side/256, 0, x0 + vx*i], [0, side/256, y0 + vy*i]]); m = cv2.warpAffine(np.ones(img.shape[:2], np.float32), M, size)[..., None]; x = np.where(m > .5, cv2.warpAffine(img, M, size, flags=cv2.INTER_AREA), x)
+            M = np.float64([[side/256, 0, x0 + vx*i], [0, side/256, y0 + vy*i]])
+            m = cv2.warpAffine(np.ones(img.shape[:2], np.float32), M, size)[..., None]
+            x = np.where(m > .5, cv2.warpAffine(img, M, size, flags=cv2.INTER_AREA), x)
         out.append(x.astype(np.uint8))
     return out
 
@@ -35,7 +37,8 @@ def tracks(frames, tmp_path_factory): return T.track(frames, tmp_path_factory.mk
 def clip(frames, tmp_path_factory): return write(tmp_path_factory.mktemp('v')/'in.mp4', frames)
 
 # --- tracks
-def face(x=0., y=0., s=50., score=.9): return Face([x, y, x+s, y+s], np.float32([[x+15, y+20], [x+35, y+20], [x+25, y+30], [x+17, y+38], [x+33, y+38]]), score)
+def face(x=0., y=0., s=50., score=.9):
+    return Face([x, y, x+s, y+s], np.float32([[x+15, y+20], [x+35, y+20], [x+25, y+30], [x+17, y+38], [x+33, y+38]]), score)
 def codes(k): v = np.zeros(128, np.float32); v[k] = 1; return v
 
 def run(steps, **kw): # [(faces, codes of each)] -> tracks
@@ -61,17 +64,24 @@ def test_gaps_are_bridged_for_a_second(gap, n): assert len(run([[(face(), 0)]] +
 
 def test_people_who_cross_are_told_apart_by_their_codes():
     steps = [[(face(5*i), 0), (face(100-5*i), 1)] for i in range(21)]; ts = run(steps); assert len(ts) == 2
-    for t in ts: first = 0 if np.mean(t.codes, 0)[0] > .5 else 1; assert all(k % 2 == first for k in t.seen.values())      # numbers alternate: even is person 0
+    # numbers alternate: even is person 0
+    for t in ts:
+        first = 0 if np.mean(t.codes, 0)[0] > .5 else 1; assert all(k % 2 == first for k in t.seen.values())
 
 @pytest.mark.parametrize('together', [False, True])
 def test_who_returns_is_the_same_unless_both_are_there(together):
-    a = T.Track(seen={0: 0, 5: 1}, codes=[codes(0)]); b = T.Track(seen={(3 if together else 9): 2, 12: 3}, codes=[codes(0)]); assert T.same_people([a, b], .4) == ([0, 1] if together else [0, 0])
+    a = T.Track(seen={0: 0, 5: 1}, codes=[codes(0)])
+    b = T.Track(seen={(3 if together else 9): 2, 12: 3}, codes=[codes(0)])
+    assert T.same_people([a, b], .4) == ([0, 1] if together else [0, 0])
 
 def test_who_comes_in_from_the_side_is_known_by_the_better_view():
-    a = T.Track(seen={i: i for i in range(20)}, codes=[codes(0)]); b = T.Track(seen={30: 30, 33: 31}, codes=[codes(5), codes(0)]); assert T.same_people([a, b], .4) == [0, 0]
+    a = T.Track(seen={i: i for i in range(20)}, codes=[codes(0)])
+    b = T.Track(seen={30: 30, 33: 31}, codes=[codes(5), codes(0)])
+    assert T.same_people([a, b], .4) == [0, 0]
 
 def test_a_track_that_ended_before_a_cut_belongs_to_its_shot():
-    link = T.Linker(lambda x, f: codes(0), bridge=2); blank = np.zeros((200, 300, 3), np.uint8); link.step(0, blank, [face()], [0])
+    link = T.Linker(lambda x, f: codes(0), bridge=2); blank = np.zeros((200, 300, 3), np.uint8)
+    link.step(0, blank, [face()], [0])
     for i in range(1, 6): link.step(i, blank, [], [])
     link.cut(6); assert link.finish(9)[0].shot == (0, 6)
 
@@ -82,68 +92,105 @@ def test_nobody_is_drawn_over_somebody_else(tmp_path):
     t = T.Tracks(found, [a, b], [0, 1], 5); assert [s.person for s in t.faces(2)] == [0] and len(t.faces(0)) == 2
 
 def test_people_are_numbered_by_appearance():
-    ts = [T.Track(seen={9: 0, 30: 1}, codes=[codes(0)]), T.Track(seen={0: 2, 3: 3}, codes=[codes(1)])]; assert T.same_people(ts, .4) == [1, 0]
+    ts = [T.Track(seen={9: 0, 30: 1}, codes=[codes(0)]), T.Track(seen={0: 2, 3: 3}, codes=[codes(1)])]
+    assert T.same_people(ts, .4) == [1, 0]
 
 @pytest.mark.parametrize('levels', [0, 8])
 def test_cuts(levels):
-    r = np.random.default_rng(0); c = T.Cuts(); a, b = np.full((90, 160, 3), 60, np.uint8), np.full((90, 160, 3), 150, np.uint8); noisy = lambda x: np.clip(x + r.normal(0, levels, x.shape), 0, 255).astype(np.uint8)
+    r = np.random.default_rng(0); c = T.Cuts()
+    a, b = np.full((90, 160, 3), 60, np.uint8), np.full((90, 160, 3), 150, np.uint8)
+    noisy = lambda x: np.clip(x + r.normal(0, levels, x.shape), 0, 255).astype(np.uint8)
     assert [i for i in range(30) if c(noisy(a if i < 17 else b))] == [17]
 
 def test_nothing_is_carried_over_a_cut(tmp_path):
-    x = scene(12, shot=6); t = T.track(x, tmp_path/'f', FINDER, threads=2); assert all(k.shot in ((0, 6), (6, 12)) for k in t.tracks) and len(t.people) == 2 and all(len(t.faces(i)) == 2 for i in range(12))
+    x = scene(12, shot=6); t = T.track(x, tmp_path/'f', FINDER, threads=2)
+    assert all(k.shot in ((0, 6), (6, 12)) for k in t.tracks) and len(t.people) == 2 and all(len(t.faces(i)) == 2
+        for i in range(12))
 
 def test_a_blink_of_the_detector_is_filled(tmp_path, frames):
-    blind = type('Blind', (), dict(find=lambda s, x, **kw: [] if any(x is frames[i] for i in (5, 6, 7)) else FINDER.find(x, **kw)))(); t = T.track(frames, tmp_path/'f', blind, threads=1); true = T.track(frames, tmp_path/'g', FINDER, threads=1)
-    assert [s.how for s in t.faces(6)] == ['between']*2 and all(np.abs(a.face.landmarks - b.face.landmarks).max() < 2.5 for a, b in zip(sorted(t.faces(6), key=lambda s: s.person), sorted(true.faces(6), key=lambda s: s.person)))
+    blind = type('Blind', (), dict(find=lambda s, x, **kw: [] if any(x is frames[i] for i in (5, 6, 7))
+                                   else FINDER.find(x, **kw)))()
+    t = T.track(frames, tmp_path/'f', blind, threads=1)
+    true = T.track(frames, tmp_path/'g', FINDER, threads=1)
+    assert [s.how for s in t.faces(6)] == ['between']*2 and all(np.abs(a.face.landmarks - b.face.landmarks).max() < 2.5
+                                                                for a, b in zip(sorted(t.faces(6),
+                key=lambda s: s.person), sorted(true.faces(6), key=lambda s: s.person)))
 
 def test_long_gaps_are_covered(tmp_path, frames):
-    lost = {id(x) for x in frames[3:15]}; blind = type('Blind', (), dict(find=lambda s, x, **kw: [] if id(x) in lost else FINDER.find(x, **kw)))(); t = T.track(frames, tmp_path/'f', blind, threads=1); assert [s.how for s in t.faces(9)] == ['lost']*2
+    lost = {id(x) for x in frames[3:15]}
+    blind = type('Blind', (), dict(find=lambda s, x, **kw: [] if id(x) in lost else FINDER.find(x, **kw)))()
+    t = T.track(frames, tmp_path/'f', blind, threads=1)
+    assert [s.how for s in t.faces(9)] == ['lost']*2
 
 def test_no_ghost_before_somebody_enters(tmp_path):
-    t = T.track(scene(14, away={1: range(8)}), tmp_path/'f', FINDER, threads=1); assert all(len(t.faces(i)) == 1 for i in range(8)) and all(len(t.faces(i)) == 2 for i in range(8, 14))
+    t = T.track(scene(14, away={1: range(8)}), tmp_path/'f', FINDER, threads=1)
+    assert all(len(t.faces(i)) == 1 for i in range(8)) and all(len(t.faces(i)) == 2 for i in range(8, 14))
 
 def test_threads_do_not_change_the_result(tmp_path, frames):
-    a, b = (T.track(frames, tmp_path/f'{k}', FINDER, threads=k) for k in (1, 2)); assert all(np.array_equal(p.face.landmarks, q.face.landmarks) for i in range(len(frames)) for p, q in zip(a.faces(i), b.faces(i)))
+    a, b = (T.track(frames, tmp_path/f'{k}', FINDER, threads=k) for k in (1, 2))
+    assert all(np.array_equal(p.face.landmarks, q.face.landmarks) for i in range(len(frames)) for p,
+               q in zip(a.faces(i), b.faces(i)))
 
-def test_memory_holds_no_meshes(tracks): assert all(not hasattr(v, 'landmarks') for v in tracks.found.box) and tracks.found.path.stat().st_size == len(tracks.found)*T.RECORD.itemsize
+def test_memory_holds_no_meshes(tracks):
+    assert all(not hasattr(v, 'landmarks')
+               for v in tracks.found.box) and tracks.found.path.stat().st_size == len(tracks.found)*T.RECORD.itemsize
 
 @pytest.mark.parametrize('kw', [dict(weak=.7), dict(weak=0), dict(min_score=1.)])
 def test_track_refuses(tmp_path, kw):
     with pytest.raises(ConfigError): T.track([], tmp_path/'f', FINDER, **kw)
 
-def test_no_frames_no_faces(tmp_path): t = T.track([], tmp_path/'f', FINDER); assert t.n == 0 and t.people == [] and t.faces(0) == []
+def test_no_frames_no_faces(tmp_path):
+    t = T.track([], tmp_path/'f', FINDER); assert t.n == 0 and t.people == [] and t.faces(0) == []
 
 def test_one_euro_leaves_constants_and_straight_lines(): 
-    x = np.full((20, 3), 5.); assert np.allclose(T.steady(x), 5) and np.abs(T.steady(np.arange(40.)[:, None]*2)[10:30, 0] - np.arange(10, 30)*2).max() < .2
+    x = np.full((20, 3), 5.)
+    assert np.allclose(T.steady(x), 5) and np.abs(T.steady(np.arange(40.)[:, None]*2)[10:30, 0] - np.arange(10, 30)*2).max() < .2
 
 # --- flow
 @pytest.fixture(scope='module')
 def still(): f = FINDER.find(A)[0]; return A, f
-def shifted(f, d): g = lambda p: None if p is None else np.concatenate([p[..., :2] + d, p[..., 2:]], -1); return replace(f, box=f.box + np.tile(d, 2), points5=f.points5 + d, landmarks=g(f.landmarks))
+def shifted(f, d):
+    g = lambda p: None if p is None else np.concatenate([p[..., :2] + d, p[..., 2:]], -1)
+    return replace(f, box=f.box + np.tile(d, 2), points5=f.points5 + d, landmarks=g(f.landmarks))
 
 @pytest.mark.parametrize('mode', F.MODES)
 def test_a_still_face_stays(still, mode):
-    x, f = still; r = np.uint8(255 - x); m = fill(x.shape[:2], f.landmarks[REGIONS['oval']]); fl = F.MotionFlow(mode); fl.start(x, f, r, m)
+    x, f = still; r = np.uint8(255 - x); m = fill(x.shape[:2], f.landmarks[REGIONS['oval']])
+    fl = F.MotionFlow(mode); fl.start(x, f, r, m)
     for _ in range(4): s = fl.step(x, f)
-    inner = cv2.erode((s['mask'] > .99).astype(np.uint8), np.ones((9, 9))) > 0; assert np.abs(s['image'] - (255. - s['own']))[inner].mean() < 2 and not s['due'] and s['error'] < 1
+    inner = cv2.erode((s['mask'] > .99).astype(np.uint8), np.ones((9, 9))) > 0
+    assert np.abs(s['image'] - (255. - s['own']))[inner].mean() < 2 and not s['due'] and s['error'] < 1
 
 @pytest.mark.parametrize('mode', ['rlt', 'std'])
 def test_a_shift_is_followed(still, mode):
-    x, f = still; r = np.uint8(255 - x); m = fill(x.shape[:2], f.landmarks[REGIONS['oval']]); fl = F.MotionFlow(mode); fl.start(x, f, r, m)
-    for k in range(1, 6): d = np.float32([3*k, -2*k]); y = cv2.warpAffine(x, np.float64([[1, 0, d[0]], [0, 1, d[1]]]), x.shape[1::-1], borderMode=cv2.BORDER_REPLICATE); s = fl.step(y, shifted(f, d))
-    out = F.put_back(y, shifted(f, d), s, False); want = cv2.warpAffine(r, np.float64([[1, 0, d[0]], [0, 1, d[1]]]), x.shape[1::-1]); zone = cv2.erode((fill(x.shape[:2], f.landmarks[REGIONS['oval']] + np.r_[d, 0]) > .5).astype(np.uint8), np.ones((9, 9))) > 0; assert np.abs(out.astype(int) - want)[zone].mean() < 4
+    x, f = still; r = np.uint8(255 - x); m = fill(x.shape[:2], f.landmarks[REGIONS['oval']])
+    fl = F.MotionFlow(mode); fl.start(x, f, r, m)
+    for k in range(1, 6):
+        d = np.float32([3*k, -2*k])
+        y = cv2.warpAffine(x, np.float64([[1, 0, d[0]], [0, 1, d[1]]]), x.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+        s = fl.step(y, shifted(f, d))
+    out = F.put_back(y, shifted(f, d), s, False)
+    want = cv2.warpAffine(r, np.float64([[1, 0, d[0]], [0, 1, d[1]]]), x.shape[1::-1])
+    zone = cv2.erode((fill(x.shape[:2], f.landmarks[REGIONS['oval']] + np.r_[d, 0]) > .5).astype(np.uint8), np.ones((9, 9))) > 0
+    assert np.abs(out.astype(int) - want)[zone].mean() < 4
 
 def test_a_hand_before_the_face_asks_for_a_keyframe(still):
-    x, f = still; fl = F.MotionFlow(); fl.start(x, f, 255-x, np.ones(x.shape[:2], np.float32)); y = x.copy(); y[int(f.box[1]):, :] = 20; assert fl.step(y, f)['due']
+    x, f = still; fl = F.MotionFlow(); fl.start(x, f, 255-x, np.ones(x.shape[:2], np.float32))
+    y = x.copy(); y[int(f.box[1]):, :] = 20; assert fl.step(y, f)['due']
 
 def test_a_turned_head_asks_for_a_keyframe(still):
-    x, f = still; fl = F.MotionFlow(turn=10); fl.start(x, f, x, np.ones(x.shape[:2], np.float32)); assert fl.step(x, replace(f, pose=f.pose + [15, 0, 0]))['due'] and not fl.step(x, f)['due']
+    x, f = still; fl = F.MotionFlow(turn=10); fl.start(x, f, x, np.ones(x.shape[:2], np.float32))
+    assert fl.step(x, replace(f, pose=f.pose + [15, 0, 0]))['due'] and not fl.step(x, f)['due']
 
 def test_light_is_followed(still):
-    x, f = still; fl = F.MotionFlow(); fl.start(x, f, x, np.ones(x.shape[:2], np.float32)); y = np.uint8(x*.85); s = fl.step(y, f); inner = fill(s['mask'].shape, s['P'][REGIONS['oval']]) > .5; assert np.abs(s['image'] - s['own'])[inner].mean() < 3
+    x, f = still; fl = F.MotionFlow(); fl.start(x, f, x, np.ones(x.shape[:2], np.float32))
+    y = np.uint8(x*.85); s = fl.step(y, f); inner = fill(s['mask'].shape, s['P'][REGIONS['oval']]) > .5
+    assert np.abs(s['image'] - s['own'])[inner].mean() < 3
 
 def test_flow_outside_the_mask_is_the_frame(still):
-    x, f = still; m = fill(x.shape[:2], f.landmarks[REGIONS['oval']]); fl = F.MotionFlow(); fl.start(x, f, 255-x, m); s = fl.step(x, f); out = F.put_back(x, f, s); assert np.array_equal(out[cv2.dilate(m, np.ones((9, 9))) == 0], x[cv2.dilate(m, np.ones((9, 9))) == 0])
+    x, f = still; m = fill(x.shape[:2], f.landmarks[REGIONS['oval']]); fl = F.MotionFlow()
+    fl.start(x, f, 255-x, m); s = fl.step(x, f); out = F.put_back(x, f, s)
+    assert np.array_equal(out[cv2.dilate(m, np.ones((9, 9))) == 0], x[cv2.dilate(m, np.ones((9, 9))) == 0])
 
 def test_unknown_mode():
     with pytest.raises(ConfigError): F.MotionFlow('avd')
@@ -154,48 +201,74 @@ def swap(): return D.Deidentifier('donor_swap', seed=3, simulate=True, gate=Fals
 def decided(d, tracks, frames, noise): return D.people_of(d, tracks, dict(enumerate(frames)), noise)
 
 def test_one_donor_for_all_frames(swap, tracks, frames):
-    p = decided(swap, tracks, frames, rng(0, True)); one = D.PerFrame(p, rng(0, True)); assert len(p) == 2 and all(q.decision is not None for q in p); a, b = one(3, frames[3], tracks.faces(3))[0], D.PerFrame(p, rng(9, True))(3, frames[3], tracks.faces(3))[0]; assert np.array_equal(a, b)       # nothing is drawn by lot any more
+    # nothing is drawn by lot any more
+    p = decided(swap, tracks, frames, rng(0, True)); one = D.PerFrame(p, rng(0, True))
+    assert len(p) == 2 and all(q.decision is not None for q in p)
+    a, b = one(3, frames[3], tracks.faces(3))[0], D.PerFrame(p, rng(9, True))(3, frames[3], tracks.faces(3))[0]
+    assert np.array_equal(a, b)
 
 @pytest.mark.parametrize('method', ['blur', 'pixelate', 'mask'])
 def test_pixel_methods_decide_nothing(method, tracks, frames):
-    p = decided(D.Deidentifier(method, finder=FINDER), tracks, frames, rng(0, True)); assert all(q.decision is None and q.generator is not None for q in p)
+    p = decided(D.Deidentifier(method, finder=FINDER), tracks, frames, rng(0, True))
+    assert all(q.decision is None and q.generator is not None for q in p)
 
 def test_a_generator_that_fails_covers(tracks, frames):
     class Broken:
         framing, needs_set, needs_mesh, crop_args = 'native', False, False, {}
         def __call__(self, crop, *, rng=None): raise RuntimeError('no')
-    d = D.Deidentifier(Broken(), finder=FINDER); p = decided(d, tracks, frames, rng(0, True)); y, whys = D.PerFrame(p, rng(0, True))(0, frames[0], tracks.faces(0)); assert all(whys)
+    d = D.Deidentifier(Broken(), finder=FINDER); p = decided(d, tracks, frames, rng(0, True))
+    y, whys = D.PerFrame(p, rng(0, True))(0, frames[0], tracks.faces(0)); assert all(whys)
     for s in tracks.faces(0): x0, y0, x1, y1 = s.face.box.astype(int); assert (y[(y0+y1)//2, (x0+x1)//2] == 127).all()
 
 def test_who_is_still_recognised_is_covered_throughout(tracks, frames):
     class Same:
         framing, needs_set, needs_mesh, crop_args = 'native', False, False, {}
-        def __call__(self, crop, *, rng=None): y = np.clip(crop.image.astype(int) + 3, 0, 255).astype(np.uint8); return D.check_edit.__globals__['Edit'](y, np.ones(y.shape[:2], np.float32))
-    d = D.Deidentifier(Same(), gate=True, finder=FINDER); p = decided(d, tracks, frames, rng(0, True)); assert all(q.generator is None and 'recognised' in q.why for q in p)
+        def __call__(self, crop, *, rng=None):
+            y = np.clip(crop.image.astype(int) + 3, 0, 255).astype(np.uint8)
+            return D.check_edit.__globals__['Edit'](y, np.ones(y.shape[:2], np.float32))
+    d = D.Deidentifier(Same(), gate=True, finder=FINDER); p = decided(d, tracks, frames, rng(0, True))
+    assert all(q.generator is None and 'recognised' in q.why for q in p)
 
 def test_watch_covers_between_the_frames_it_decided_by(swap, tracks, frames):
-    d = D.Deidentifier('donor_swap', gate=True, finder=FINDER); w = D.Watch(d, 4); s = tracks.faces(0); out, whys = w(0, frames[0], frames[0], s, ['']*2); assert all(whys) and w(1, frames[1], frames[1], tracks.faces(1), ['']*2)[1] == whys       # alarmed: every frame
+    # alarmed: every frame
+    d = D.Deidentifier('donor_swap', gate=True, finder=FINDER); w = D.Watch(d, 4)
+    s = tracks.faces(0); out, whys = w(0, frames[0], frames[0], s, ['']*2)
+    assert all(whys) and w(1, frames[1], frames[1], tracks.faces(1), ['']*2)[1] == whys
     assert D.Watch(d, 4)(1, frames[1], frames[1], tracks.faces(1), ['']*2)[1] == ['', '']
 
 def test_decisions_survive_a_crash(tmp_path, swap, tracks, frames):
-    p = decided(swap, tracks, frames, rng(0, True)); D.keep_people(tmp_path/'p.npz', p); q = D.kept_people(tmp_path/'p.npz', swap); assert np.array_equal(D.PerFrame(p, None)(2, frames[2], tracks.faces(2))[0], D.PerFrame(q, None)(2, frames[2], tracks.faces(2))[0]) and D.kept_people(tmp_path/'none.npz', swap) is None
+    p = decided(swap, tracks, frames, rng(0, True)); D.keep_people(tmp_path/'p.npz', p)
+    q = D.kept_people(tmp_path/'p.npz', swap)
+    assert np.array_equal(D.PerFrame(p, None)(2, frames[2], tracks.faces(2))[0], D.PerFrame(q, None)(2, frames[2],
+            tracks.faces(2))[0]) and D.kept_people(tmp_path/'none.npz', swap) is None
 
 def test_flow_draws_few_keyframes(swap, tracks, frames):
-    f = D.Flow(decided(swap, tracks, frames, rng(0, True)), rng(0, True), finder=FINDER); outs = [f(i, x, tracks.faces(i)) for i, x in enumerate(frames)]; keys = [c.keys for c in f.states.values()]; assert max(keys) <= 3 and not any(w for _, ws in outs for w in ws) and all((y != x).any() for (y, _), x in zip(outs, frames))
+    f = D.Flow(decided(swap, tracks, frames, rng(0, True)), rng(0, True), finder=FINDER)
+    outs = [f(i, x, tracks.faces(i)) for i, x in enumerate(frames)]
+    keys = [c.keys for c in f.states.values()]
+    assert max(keys) <= 3 and not any(w for _, ws in outs for w in ws) and all((y != x).any() for (y, _), x in zip(outs, frames))
 
 # --- files
 def test_a_video(tmp_path, clip, swap, frames):
     from deidnb.faces.video import read_video
-    r = D.protect_video(swap, clip, tmp_path/'o.mp4'); got = [x for *_, x in read_video(tmp_path/'o.mp4')]; assert len(got) == len(frames) and r['outcome'] == 'protected' and len(r['people']) == 2 and r['covered'] == 0 and sorted(p.name for p in tmp_path.iterdir()) == ['o.mp4']
+    r = D.protect_video(swap, clip, tmp_path/'o.mp4')
+    got = [x for *_, x in read_video(tmp_path/'o.mp4')]
+    assert len(got) == len(frames) and r['outcome'] == 'protected' and len(r['people']) == 2 and r['covered'] == 0 and sorted(p.name
+        for p in tmp_path.iterdir()) == ['o.mp4']
     for i in (0, 7, 15):
-        for f in FINDER.find(frames[i]): x0, y0, x1, y1 = f.box.astype(int); assert np.abs(got[i][y0:y1, x0:x1].astype(int) - frames[i][y0:y1, x0:x1]).mean() > 4
+        for f in FINDER.find(frames[i]):
+            x0, y0, x1, y1 = f.box.astype(int)
+            assert np.abs(got[i][y0:y1, x0:x1].astype(int) - frames[i][y0:y1, x0:x1]).mean() > 4
 
 def test_a_video_with_nobody(tmp_path):
     src = write(tmp_path/'wall.mp4', scene(5, who=()))
     with pytest.raises(InputError): D.protect_video(D.Deidentifier('blur', finder=FINDER), src, tmp_path/'o.mp4')
-    assert not (tmp_path/'o.mp4').exists(); assert D.protect_video(D.Deidentifier('blur', finder=FINDER, on_no_face='copy'), src, tmp_path/'o.mp4')['outcome'] == 'no face found'
+    assert not (tmp_path/'o.mp4').exists()
+    assert D.protect_video(D.Deidentifier('blur', finder=FINDER, on_no_face='copy'), src,
+                           tmp_path/'o.mp4')['outcome'] == 'no face found'
 
-def test_one_frame(tmp_path, frames, swap): assert D.protect_video(swap, write(tmp_path/'one.mp4', frames[:1]), tmp_path/'o.mp4')['frames'] == 1
+def test_one_frame(tmp_path, frames, swap):
+    assert D.protect_video(swap, write(tmp_path/'one.mp4', frames[:1]), tmp_path/'o.mp4')['frames'] == 1
 
 @pytest.mark.parametrize('kw,error', [(dict(driver='magic'), ConfigError), (dict(dst='in.txt'), ConfigError)])
 def test_refusals(tmp_path, clip, swap, kw, error):
@@ -206,15 +279,21 @@ def test_sets_are_for_folders(tmp_path, clip):
     with pytest.raises(ConfigError): D.protect_video(D.Deidentifier('k_same_pixel'), clip, tmp_path/'o.mp4')
 
 def test_frames_are_releases_where_nothing_is_decided_once(tmp_path, clip):
-    r = D.protect_video(D.Deidentifier('dp_pix', seed=0, simulate=True, finder=FINDER), clip, tmp_path/'o.mp4'); assert r['guarantee']['releases'] == 16 and r['guarantee']['epsilon'] > 10
+    r = D.protect_video(D.Deidentifier('dp_pix', seed=0, simulate=True, finder=FINDER), clip, tmp_path/'o.mp4')
+    assert r['guarantee']['releases'] == 16 and r['guarantee']['epsilon'] > 10
 
 def test_an_interrupted_run_goes_on(tmp_path, clip, swap, monkeypatch):
     from deidnb.faces import video_write as V
-    whole = D.protect_video(swap, clip, tmp_path/'a.mp4'); init = V.VideoWriter.__init__; monkeypatch.setattr(V.VideoWriter, '__init__', lambda s, *a, **k: init(s, *a, **dict(k, piece=4))); n = {}
+    whole = D.protect_video(swap, clip, tmp_path/'a.mp4'); init = V.VideoWriter.__init__
+    monkeypatch.setattr(V.VideoWriter, '__init__', lambda s, *a, **k: init(s, *a, **dict(k, piece=4)))
+    n = {}
     def stop(word, i, whole): 
         if word == 'drawing' and i == 10: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): D.protect_video(swap, clip, tmp_path/'b.mp4', progress=stop)
-    assert not (tmp_path/'b.mp4').exists(); r = D.protect_video(swap, clip, tmp_path/'b.mp4', progress=lambda w, i, k: n.setdefault(w, i)); assert n['drawing'] == 9 and r['frames'] == 16 and [p['how']['found'] for p in r['people']] == [16, 16] and [p['decided'] for p in r['people']]
+    assert not (tmp_path/'b.mp4').exists()
+    r = D.protect_video(swap, clip, tmp_path/'b.mp4', progress=lambda w, i, k: n.setdefault(w, i))
+    assert n['drawing'] == 9 and r['frames'] == 16 and [p['how']['found'] for p in r['people']] == [16,
+        16] and [p['decided'] for p in r['people']]
 
 # --- the command line
 def cli(*a, **env):
@@ -224,29 +303,47 @@ def cli(*a, **env):
     finally: os.environ.clear(); os.environ.update(old)
 
 def test_deid_recover_audit(tmp_path, frames, capsys):
-    one = write(tmp_path/'in.mp4', [x[:, :150] for x in frames[:8]]); pw = dict(DEIDNB_PASSWORD='seven words that nobody has ever used')
-    assert cli('deid', one, '-o', tmp_path/'out.mp4', '-m', 'identity_mask', **pw) == 0; r = json.loads((tmp_path/'out.mp4.receipt.json').read_text()); assert r['driver'] == 'flow' and 'seven words' not in json.dumps(r) and r['people'][0]['decided']['level'] == 5
-    assert cli('recover', tmp_path/'out.mp4', '-o', tmp_path/'back.mp4', **pw) == 0 and cli('audit', one, tmp_path/'out.mp4', '--every', '4', '-o', tmp_path/'t') in (0, 1) and (tmp_path/'t'/'audit.csv').is_file()
+    one = write(tmp_path/'in.mp4', [x[:, :150] for x in frames[:8]])
+    pw = dict(DEIDNB_PASSWORD='seven words that nobody has ever used')
+    assert cli('deid', one, '-o', tmp_path/'out.mp4', '-m', 'identity_mask', **pw) == 0
+    r = json.loads((tmp_path/'out.mp4.receipt.json').read_text())
+    assert r['driver'] == 'flow' and 'seven words' not in json.dumps(r) and r['people'][0]['decided']['level'] == 5
+    assert cli('recover', tmp_path/'out.mp4', '-o', tmp_path/'back.mp4', **pw) == 0 and cli('audit', one,
+        tmp_path/'out.mp4', '--every', '4', '-o', tmp_path/'t') in (0, 1) and (tmp_path/'t'/'audit.csv').is_file()
     assert cli('audit', one, one, '--every', '4') == 1 and 'leak' in capsys.readouterr().out
     assert cli('deid', one, '-o', tmp_path/'out.mp4', '-m', 'blur') == 5
 
 def test_cli_refuses(tmp_path, frames):
     (tmp_path/'x.mp4').write_bytes(b'no video'); assert cli('deid', tmp_path/'x.mp4', '-o', tmp_path/'o.mp4') == 3
-    one = write(tmp_path/'in.mp4', frames[:2]); two = write(tmp_path/'in2.mp4', frames[:3]); assert cli('audit', one, two) == 3 and cli('deid', one, '-o', tmp_path/'o.wmv', '-m', 'blur') == 2 and cli('deid', one, '-o', tmp_path/'o.mp4', '-m', 'blur', '--metadata', 'keep') == 2
+    one = write(tmp_path/'in.mp4', frames[:2]); two = write(tmp_path/'in2.mp4', frames[:3])
+    assert cli('audit', one, two) == 3 and cli('deid', one, '-o', tmp_path/'o.wmv', '-m', 'blur') == 2 and cli('deid',
+        one, '-o', tmp_path/'o.mp4', '-m', 'blur', '--metadata', 'keep') == 2
 
 # --- measures
 def test_flicker_and_freezing_are_seen(frames):
     from deidnb.measure import temporal as M
-    x = [f[:, :150] for f in frames[:6]]; frozen = [x[0]]*6; s = M.follow(x, frozen, experts=('sface',), finder=FINDER); assert np.mean([b for _, b in s.flicker]) == 0 and np.mean([b for _, b in s.warp]) > np.mean([a for a, _ in s.warp])
+    x = [f[:, :150] for f in frames[:6]]; frozen = [x[0]]*6
+    s = M.follow(x, frozen, experts=('sface',), finder=FINDER)
+    assert np.mean([b for _, b in s.flicker]) == 0 and np.mean([b for _, b in s.warp]) > np.mean([a for a, _ in s.warp])
 
 def test_source_against_itself_is_perfect(frames):
     from deidnb.measure import temporal as M
-    x = [f[:, :150] for f in frames[:5]]; t = M.summary(M.follow(x, x, experts=('sface',), finder=FINDER), 'same'); assert t.get('same', 'sface to the source').value == pytest.approx(1, abs=1e-5) and t.get('same', 'AKD').value == 0 and t.get('same', 'warp error').value == t.get('source', 'warp error').value
+    x = [f[:, :150] for f in frames[:5]]
+    t = M.summary(M.follow(x, x, experts=('sface',), finder=FINDER), 'same')
+    assert t.get('same', 'sface to the source').value == pytest.approx(1, abs=1e-5) and t.get('same',
+        'AKD').value == 0 and t.get('same', 'warp error').value == t.get('source', 'warp error').value
 
 @pytest.mark.skipif(DATA is None, reason='needs the GRID clips in $DEIDNB_DATA/videos')
-@pytest.mark.parametrize('method,kw', [('donor_swap', {}), ('identity_mask', dict(password='seven words that nobody has ever used'))])
+@pytest.mark.parametrize('method,kw',
+                         [('donor_swap', {}), ('identity_mask',
+                                               dict(password='seven words that nobody has ever used'))])
 def test_real_clip(tmp_path, method, kw):
     from deidnb.faces.video import read_video
     from deidnb.measure import temporal as M
-    src = DATA/'grid_bbaf2n.mpg'; d = D.Deidentifier(method, seed=1, simulate=True, finder=FINDER, **kw) if not kw else D.Deidentifier(method, finder=FINDER, gate=False, **kw); r = D.protect_video(d, src, tmp_path/'o.mp4'); x, y = ([v for *_, v in read_video(p)] for p in (src, tmp_path/'o.mp4')); assert len(x) == len(y) == 75 and len(r['people']) == 1
+    src = DATA/'grid_bbaf2n.mpg'
+    d = D.Deidentifier(method, seed=1, simulate=True, finder=FINDER, **kw) if not kw else D.Deidentifier(method,
+        finder=FINDER, gate=False, **kw)
+    r = D.protect_video(d, src, tmp_path/'o.mp4')
+    x, y = ([v for *_, v in read_video(p)] for p in (src, tmp_path/'o.mp4'))
+    assert len(x) == len(y) == 75 and len(r['people']) == 1
     a = M.audit_frames(x[::15], y[::15], finder=FINDER); assert a.ok and not a.missed

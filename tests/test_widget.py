@@ -8,7 +8,9 @@ from deidnb import widget as W
 
 FACE = package_dir()/'examples'/'face_02.jpg'
 
-def upload(name, data): return (dict(name=name, type='image/jpeg', size=len(data), content=memoryview(data), last_modified=datetime.datetime(2026, 1, 1)),)
+def upload(name, data):
+    return (dict(name=name, type='image/jpeg', size=len(data), content=memoryview(data),
+                 last_modified=datetime.datetime(2026, 1, 1)),)
 
 @pytest.fixture
 def w(tmp_path): return W.protect_widget('face 3', 'mask', 'strong', out=tmp_path/'out.png')
@@ -63,7 +65,8 @@ def test_no_face_and_unwritable(w, tmp_path):
     w.protect(); assert 'No face was found' in w.table.value and w.save_button.disabled and w.save() is None
     w.photo.value = 'face 3'; w.protect(); (tmp_path/'file').write_text(''); w.name.value = str(tmp_path/'file'/'x.png')
     assert w.save() is None and 'file/x.png' in w.status.value
-    w.name.value = str(tmp_path/'x.exe'); assert w.save() is None and 'x.exe' in w.status.value and not list(tmp_path.glob('x.exe*'))
+    w.name.value = str(tmp_path/'x.exe')
+    assert w.save() is None and 'x.exe' in w.status.value and not list(tmp_path.glob('x.exe*'))
 
 def test_unknown_method_or_missing_file():
     with pytest.raises(ConfigError, match='folders only'): W.protect_widget(method='k_same_eigen')

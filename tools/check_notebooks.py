@@ -64,7 +64,8 @@ def check(path):
     if exports and not shows: yield None, 'exports code but shows nothing (run it and save)'
 
 def main(argv):
-    paths = [Path(a) for a in argv] or sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(x.startswith(('.', '_')) for x in p.relative_to(ROOT).parts))
+    paths = [Path(a) for a in argv] or sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
+                                              if not any(x.startswith(('.', '_')) for x in p.relative_to(ROOT).parts))
     bad = 0
     for p in paths:
         name = p.resolve().relative_to(ROOT) if p.resolve().is_relative_to(ROOT) else p

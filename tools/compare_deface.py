@@ -31,7 +31,9 @@ def scenes(folder, n=24, seed=0):
     from deidnb.assets import example_faces
     g, faces, truth = np.random.default_rng(seed), example_faces(12), {}
     folder.mkdir(parents=True, exist_ok=True)
-    def save(name, im, squares): cv2.imwrite(str(folder/name), im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]); truth[name] = squares
+    def save(name, im, squares):
+        cv2.imwrite(str(folder/name), im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        truth[name] = squares
     for i,f in enumerate(faces): save(f'face_{i:02d}.jpg', f, [(0, 0, 256)])
     for i in range(n):
         h, w = (768, 1152) if i % 2 else (1000, 1000)
@@ -55,7 +57,9 @@ def ours(files, threads):
     out = []
     for im in ims:
         t = time.perf_counter(); faces = d.find(im); t1 = time.perf_counter()-t
-        t = time.perf_counter(); r = d.photo(im); out.append(dict(boxes=[f.box.tolist() for f in faces], find=t1, both=time.perf_counter()-t, fallback=sum(f.outcome == 'fallback' for f in r.faces)))
+        t = time.perf_counter(); r = d.photo(im)
+        out.append(dict(boxes=[f.box.tolist() for f in faces], find=t1, both=time.perf_counter()-t,
+                        fallback=sum(f.outcome == 'fallback' for f in r.faces)))
     return out
 
 def iou(a, b):
@@ -69,7 +73,8 @@ def against_truth(boxes, squares):
     return sum(any(inside(b, q) for b in boxes) for q in squares), sum(not any(inside(b, q) for q in squares) for b in boxes)
 
 def cold(cmd, env=None):
-    t = time.perf_counter(); p = subprocess.run(cmd, capture_output=True, text=True, env=env); return round(time.perf_counter()-t, 2), p.returncode, p.stderr[-300:]
+    t = time.perf_counter(); p = subprocess.run(cmd, capture_output=True, text=True, env=env)
+    return round(time.perf_counter()-t, 2), p.returncode, p.stderr[-300:]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,17 +95,22 @@ def main():
     rounds = {'ours': [], 'deface': []}
     for _ in range(3):  # alternate, so that a busy machine is busy for both
         rounds['ours'].append(ours(files, threads))
-        subprocess.run([a.deface/'bin'/'python', tmp/'theirs.py', tmp/'files.json', tmp/'theirs.json'], check=True, capture_output=True)
+        subprocess.run([a.deface/'bin'/'python', tmp/'theirs.py', tmp/'files.json', tmp/'theirs.json'], check=True,
+                       capture_output=True)
         rounds['deface'].append(json.loads((tmp/'theirs.json').read_text()))
     shutil.copytree(tmp/'in', tmp/'in2')
     c_theirs = cold([a.deface/'bin'/'deface', *sorted(map(str, (tmp/'in2').iterdir()))])
-    c_ours = cold([Path(sys.executable).parent/'deidnb', 'deid', tmp/'in', '-o', tmp/'out', '--method', 'blur', '--on-no-face', 'copy', '--quiet'])
+    c_ours = cold([Path(sys.executable).parent/'deidnb', 'deid', tmp/'in', '-o', tmp/'out', '--method', 'blur',
+                   '--on-no-face', 'copy', '--quiet'])
     best = {k: [min(r[i]['both'] for r in v) for i in range(len(files))] for k,v in rounds.items()}
     find = {k: [min(r[i]['find'] for r in v) for i in range(len(files))] for k,v in rounds.items()}
     count = {k: sum(len(x['boxes']) for x in v[0]) for k,v in rounds.items()}
     pairs = [(x['boxes'], y['boxes']) for x,y in zip(rounds['ours'][0], rounds['deface'][0])]
-    only = dict(ours=sum(all(iou(b, c) < .2 for c in y) for x,y in pairs for b in x), deface=sum(all(iou(b, c) < .2 for c in x) for x,y in pairs for b in y))
-    people = None if truth is None else {k: np.array([against_truth(x['boxes'], truth[Path(f).name]) for f,x in zip(files, v[0])]).sum(0).tolist() for k,v in rounds.items()}
+    only = dict(ours=sum(all(iou(b, c) < .2 for c in y) for x,y in pairs for b in x),
+                deface=sum(all(iou(b, c) < .2 for c in x) for x,y in pairs for b in y))
+    people = None if truth is None else {k: np.array([against_truth(x['boxes'], truth[Path(f).name])
+                                                      for f,x in zip(files, v[0])]).sum(0).tolist()
+                                         for k,v in rounds.items()}
     res = dict(photos=len(files), faces=count, people=None if truth is None else dict(there=sum(map(len, truth.values())), found={k: v[0] for k,v in people.items()}, boxes_on_nobody={k: v[1] for k,v in people.items()}), found_by_one_only=only,
         photos_without_a_face={k: sum(not x['boxes'] for x in v[0]) for k,v in rounds.items()}, fallback=sum(x['fallback'] for x in rounds['ours'][0]),
         ms_per_photo_find={k: round(1e3*float(np.mean(v)), 2) for k,v in find.items()}, ms_per_photo_find_and_blur={k: round(1e3*float(np.mean(v)), 2) for k,v in best.items()},

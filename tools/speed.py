@@ -12,18 +12,23 @@ def scenes(side=1000, face=256):
     from deidnb.assets import example_faces
     from deidnb.faces.find import find_faces
     for p in example_faces(12):
-        k = face / find_faces(p, mesh=False)[0].size; q = cv2.resize(p, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC); h = len(q)
+        k = face / find_faces(p, mesh=False)[0].size
+        q = cv2.resize(p, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC); h = len(q)
         photo = np.full((side, side, 3), 128, np.uint8); a = (side-h)//2; photo[a:a+h, a:a+h] = q
         yield photo
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--out', type=Path); p.add_argument('--rounds', type=int, default=5); p.add_argument('--threads', type=int, default=2); a = p.parse_args(argv)
+    p.add_argument('--out', type=Path); p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--threads', type=int, default=2); a = p.parse_args(argv)
     cv2.setNumThreads(a.threads)
     from deidnb import Deidentifier
     from deidnb.methods import METHODS
-    photos, kinds = list(scenes()), dict(donor_swap=Deidentifier('donor_swap'), donor_swap_without_gate=Deidentifier('donor_swap', gate=False), sampled_without_gate=Deidentifier('sampled', gate=False))
-    kinds |= {m: Deidentifier(m, **{k: 'four random words here' for k in row.needs}) for m, row in METHODS.items() if m not in kinds and not row.needs_set}
+    photos, kinds = list(scenes()), dict(donor_swap=Deidentifier('donor_swap'),
+                                         donor_swap_without_gate=Deidentifier('donor_swap', gate=False),
+                                         sampled_without_gate=Deidentifier('sampled', gate=False))
+    kinds |= {m: Deidentifier(m, **{k: 'four random words here' for k in row.needs}) for m, row in METHODS.items()
+              if m not in kinds and not row.needs_set}
     finder, ms, attempts = kinds['donor_swap'].finder, {}, []
     def rounds(f): # what f gives for every photo, the first round left out
         return [f(p) for _ in range(a.rounds+1) for p in photos][len(photos):]

@@ -42,7 +42,8 @@ def invert(M)->np.ndarray:
 
 def is_integer_shift(M, tol=1e-6)->bool:
     "True for a translation by whole pixels"
-    M = np.asarray(M, np.float64); return bool(np.abs(M[:, :2]-np.eye(2)).max() < tol and np.abs(M[:, 2]-np.round(M[:, 2])).max() < tol)
+    M = np.asarray(M, np.float64)
+    return bool(np.abs(M[:, :2]-np.eye(2)).max() < tol and np.abs(M[:, 2]-np.round(M[:, 2])).max() < tol)
 
 # %% ../../nbs/faces/02_align.ipynb #122e5b29
 def _window(M, size, hw, pad=4):
@@ -101,9 +102,11 @@ def crop_native(rgb, face,    # picture and a face in its coordinates
     )->Crop:
     "Axis-aligned window around the face at the picture's own resolution, clipped to the picture"
     h, w = rgb.shape[:2]; lo, hi = face.box[:2].astype(float), face.box[2:].astype(float)
-    if face.landmarks is not None: lo, hi = np.minimum(lo, face.landmarks[:, :2].min(0)), np.maximum(hi, face.landmarks[:, :2].max(0))
+    if face.landmarks is not None:
+        lo, hi = np.minimum(lo, face.landmarks[:, :2].min(0)), np.maximum(hi, face.landmarks[:, :2].max(0))
     p = pad*float((hi-lo).max())
-    x0, y0 = np.clip(np.floor(lo-p), 0, [w-1, h-1]).astype(int); x1, y1 = np.clip(np.ceil(hi+p)+1, [x0+1, y0+1], [w, h]).astype(int)
+    x0, y0 = np.clip(np.floor(lo-p), 0, [w-1, h-1]).astype(int)
+    x1, y1 = np.clip(np.ceil(hi+p)+1, [x0+1, y0+1], [w, h]).astype(int)
     im = rgb[y0:y1, x0:x1]; M = np.array([[1.,0,-x0],[0,1.,-y0]]); k = max_side/max(im.shape[:2])
     if k < 1:
         nh, nw = max(1, round(im.shape[0]*k)), max(1, round(im.shape[1]*k)); fx, fy = nw/im.shape[1], nh/im.shape[0]
@@ -118,7 +121,8 @@ def paste(rgb,  # (h, w, 3) uint8 picture; not modified
     )->np.ndarray: # a new picture
     "Put edited pixels back into the picture through the mask"
     hw = crop.image.shape[:2]; e, m = np.asarray(edit.image), np.asarray(edit.mask, np.float32)
-    if e.shape != crop.image.shape or m.shape != hw: raise ConfigError(f'edit {e.shape} with mask {m.shape} does not fit a crop of {crop.image.shape}', 'paste')
+    if e.shape != crop.image.shape or m.shape != hw:
+        raise ConfigError(f'edit {e.shape} with mask {m.shape} does not fit a crop of {crop.image.shape}', 'paste')
     if e.dtype != np.uint8 or not np.isfinite(m).all(): raise ConfigError('an edit must be uint8 with a finite mask', 'paste')
     out = rgb.copy(); inv = invert(crop.matrix); x0,y0,x1,y1 = _window(crop.matrix, hw[::-1], rgb.shape[:2], 2)
     if is_integer_shift(crop.matrix):  # the same pixels: nothing to resample
@@ -129,7 +133,9 @@ def paste(rgb,  # (h, w, 3) uint8 picture; not modified
     else:
         T = np.c_[inv[:, :2], inv[:, 2]-[x0,y0]]; size = (x1-x0, y1-y0)
         e, m = warp(e, T, size), warp(m, T, size, border='zero', smooth=False)
-    bx, by, bw, bh = cv2.boundingRect((m > 0).astype(np.uint8)); e, m = e[by:by+bh, bx:bx+bw], m[by:by+bh, bx:bx+bw]; x0,y0,x1,y1 = x0+bx, y0+by, x0+bx+bw, y0+by+bh     # where something changes
+    # where something changes
+    bx, by, bw, bh = cv2.boundingRect((m > 0).astype(np.uint8))
+    e, m = e[by:by+bh, bx:bx+bw], m[by:by+bh, bx:bx+bw]; x0,y0,x1,y1 = x0+bx, y0+by, x0+bx+bw, y0+by+bh
     m = np.clip(m, 0, 1)[..., None]; old = out[y0:y1, x0:x1]
     new = np.clip(np.rint(old + (e.astype(np.float32)-old)*m), 0, 255).astype(np.uint8)
     out[y0:y1, x0:x1] = np.where(m > 0, new, old)

@@ -38,7 +38,8 @@ def quiet_stderr():
 def matrix_pose(T)->np.ndarray: # (3,) yaw, pitch, roll in degrees
     "Head pose from a rotation (or 4x4 transformation) matrix"
     U, _, Vt = np.linalg.svd(np.asarray(T, np.float64)[:3, :3]); R = U @ Vt
-    return np.degrees([np.arctan2(R[0,2], R[2,2]), np.arcsin(np.clip(R[1,2], -1, 1)), -np.arctan2(R[1,0], R[1,1])]).astype(np.float32)
+    return np.degrees([np.arctan2(R[0,2], R[2,2]), np.arcsin(np.clip(R[1,2], -1, 1)),
+                       -np.arctan2(R[1,0], R[1,1])]).astype(np.float32)
 
 def wrap_degrees(a):
     "Into [-180, 180)"
@@ -60,7 +61,8 @@ def nms(faces, # list of Face
     kept = []
     for f in sorted(faces, key=lambda f: -f.score):
         if kept:
-            o = iou(f.box, np.stack([k.box for k in kept])); d = np.array([np.linalg.norm(f.points5.mean(0)-k.points5.mean(0)) for k in kept])
+            o = iou(f.box, np.stack([k.box for k in kept]))
+            d = np.array([np.linalg.norm(f.points5.mean(0)-k.points5.mean(0)) for k in kept])
             if ((o[:,0] > overlap) | ((o[:,1] > .7) & (d < .3*np.array([max(f.size, k.size) for k in kept])))).any(): continue
         kept.append(f)
     return kept
@@ -79,7 +81,9 @@ class FaceFinder:
         tile=448,       # side of a tile in the fine passes
         propose=.2,     # proposals scored between this and min_score get a second look
     ):
-        if side < 64 or tile < 160 or (min_face is not None and min_face < 4) or thorough not in (True, False, 'auto'): raise ConfigError(f'side={side}, tile={tile}, min_face={min_face}, thorough={thorough!r}', 'FaceFinder', 'Use side >= 64, tile >= 160, min_face >= 4 and thorough True, False or \'auto\'.')
+        if side < 64 or tile < 160 or (min_face is not None and min_face < 4) or thorough not in (True, False, 'auto'):
+            raise ConfigError(f'side={side}, tile={tile}, min_face={min_face}, thorough={thorough!r}', 'FaceFinder',
+                              'Use side >= 64, tile >= 160, min_face >= 4 and thorough True, False or \'auto\'.')
         self.side, self.min_face, self.thorough, self.tile, self.propose, self._local = int(side), min_face, thorough, int(tile), float(propose), threading.local()
 
     def _yunet(self):
@@ -106,7 +110,8 @@ def _make_landmarker(n=1):
             base_options=BaseOptions(model_asset_path=str(asset('face_landmarker'))), num_faces=n,
             output_face_blendshapes=True, output_facial_transformation_matrixes=True))
         net.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=np.zeros((64,64,3), np.uint8)))
-    atexit.register(lambda r: r() and setattr(r(), '_handle', None), weakref.ref(net))  # its own clean-up needs threads that are gone by then
+    # its own clean-up needs threads that are gone by then
+    atexit.register(lambda r: r() and setattr(r(), '_handle', None), weakref.ref(net))
     return net
 
 # %% ../../nbs/faces/03_find.ipynb #e9b3bf89
@@ -126,7 +131,8 @@ def _pass(self:FaceFinder, rgb, scale, min_score, off=(0,0), pad=0., source='yun
     r = net.detect(im)[1]; k = np.array([w/nw, h/nh]); out = []
     for q in ([] if r is None else r.astype(np.float64)):
         b = (np.r_[q[:2], q[:2]+q[2:4]].reshape(2,2) + .5 - p)*k - .5 + off; pts = (q[4:14].reshape(5,2) + .5 - p)*k - .5 + off
-        if np.isfinite(b).all() and (b[1]-b[0]).min() >= 3: out.append(Face(b.ravel(), pts, float(np.clip(q[14], 0, 1)), source=source))
+        if np.isfinite(b).all() and (b[1]-b[0]).min() >= 3:
+            out.append(Face(b.ravel(), pts, float(np.clip(q[14], 0, 1)), source=source))
     return out
 
 def texture(rgb, scale, found=(), least=3.)->np.ndarray: # bool, one cell per 4 scaled pixels
@@ -136,7 +142,8 @@ def texture(rgb, scale, found=(), least=3.)->np.ndarray: # bool, one cell per 4 
     m = cv2.blur(g, (5,5)); busy = cv2.blur(g*g, (5,5)) - m*m > least**2
     for f in found:
         if f.size*scale > 64:
-            x0,y0,x1,y1 = (np.r_[f.box[:2] - .15*f.size, f.box[2:] + .15*f.size]*np.tile([size[0]/w, size[1]/h], 2)).astype(int).clip(0)
+            x0,y0,x1,y1 = (np.r_[f.box[:2] - .15*f.size, f.box[2:] + .15*f.size]*np.tile([size[0]/w, size[1]/h],
+                    2)).astype(int).clip(0)
             busy[y0:y1, x0:x1] = False
     return busy
 
@@ -151,7 +158,8 @@ def _tiles(self:FaceFinder, rgb, scale, min_score, found=(), over=96):
             if cells.sum() < 4: continue
             for f in self._pass(rgb[y:y+t, x:x+t], scale, min_score, (x,y)):
                 e = .04*f.size; x0,y0,x1,y1 = f.box  # cut by an inner edge: whole in the next tile
-                if (x and x0 < x+e) or (y and y0 < y+e) or (x+t < w and x1 > x+t-e) or (y+t < h and y1 > y+t-e): f.score = min(f.score, .55)
+                if (x and x0 < x+e) or (y and y0 < y+e) or (x+t < w and x1 > x+t-e) or (y+t < h and y1 > y+t-e):
+                    f.score = min(f.score, .55)
                 out.append(f)
     return out
 
@@ -162,7 +170,8 @@ def _second_look(self:FaceFinder, rgb, face, min_score, px=56):
     h, w = rgb.shape[:2]; c, r = (face.box[:2]+face.box[2:])/2, 1.5*face.size
     x0, y0 = np.maximum(np.floor(c-r), 0).astype(int); x1, y1 = np.minimum(np.ceil(c+r)+1, [w, h]).astype(int)
     if x1-x0 < 4 or y1-y0 < 4: return None
-    near = [f for f in self._pass(rgb[y0:y1, x0:x1], px/face.size, min_score, (x0,y0), pad=.15) if iou(face.box, f.box)[0,0] > .25]
+    near = [f for f in self._pass(rgb[y0:y1, x0:x1], px/face.size, min_score, (x0,y0), pad=.15) if iou(face.box,
+            f.box)[0,0] > .25]
     return max(near, key=lambda f: f.score, default=None)
 
 # %% ../../nbs/faces/03_find.ipynb #4e5f6d53
@@ -202,7 +211,8 @@ def _reorient(self:FaceFinder, rgb, face, px=80):
     for k in (1, 2, 3):
         for f in self._pass(np.ascontiguousarray(np.rot90(win, k)), px/face.size, .6, pad=.15):
             g = transform_face(_turn_face(f, k, *win.shape[:2]), np.array([[1.,0,x0],[0,1.,y0]]))
-            if g.score > score and iou(face.box, g.box)[0,0] > .25: best, score = Face(g.box, g.points5, max(face.score, g.score), source=face.source), g.score
+            if g.score > score and iou(face.box, g.box)[0,0] > .25:
+                best, score = Face(g.box, g.points5, max(face.score, g.score), source=face.source), g.score
     return best
 
 # %% ../../nbs/faces/03_find.ipynb #f5409fe7
@@ -220,7 +230,8 @@ def _mesh_once(self:FaceFinder, rgb, face, span):
     if not r.face_landmarks: return None
     p = np.array([[q.x*side, q.y*side, q.z*side] for q in r.face_landmarks[0]]); inv = invert(M); p = transform_points(inv, p)
     if np.linalg.norm(mesh_points5(p)-face.points5, axis=1).mean() > .2*face.size: return None
-    pose = matrix_pose(r.facial_transformation_matrixes[0]); pose[2] = wrap_degrees(pose[2] + np.degrees(np.arctan2(inv[1,0], inv[0,0])))
+    pose = matrix_pose(r.facial_transformation_matrixes[0])
+    pose[2] = wrap_degrees(pose[2] + np.degrees(np.arctan2(inv[1,0], inv[0,0])))
     return Face(face.box, face.points5, face.score, p, [b.score for b in r.face_blendshapes[0]], pose, face.source)
 
 @patch
@@ -243,14 +254,17 @@ def _thorough(self:FaceFinder, rgb, min_score):
             g = self._second_look(rgb, f, min(.35, min_score)) or f; m = self.mesh(rgb, g)
             if m is not None: out.append(Face(m.box, m.points5, max(min_score, m.score), source='yunet+mesh'))
     for k in (1, 2, 3):
-        for f in self._pass(np.ascontiguousarray(np.rot90(rgb, k)), min(1., self.side/max(h, w)), min_score): out.append(_turn_face(f, k, h, w))
+        for f in self._pass(np.ascontiguousarray(np.rot90(rgb, k)), min(1., self.side/max(h, w)), min_score):
+            out.append(_turn_face(f, k, h, w))
     return out + self._by_mesh(rgb)
 
 @patch
 def _by_mesh(self:FaceFinder, rgb):
     "Faces of the landmarker's own detector"
     import mediapipe as mp
-    h, w = rgb.shape[:2]; k = min(1., 1024/max(h, w)); im = warp(rgb, np.array([[k,0,0],[0,k,0]]), (max(1, round(w*k)), max(1, round(h*k))), smooth=False); out = []
+    h, w = rgb.shape[:2]; k = min(1., 1024/max(h, w))
+    im = warp(rgb, np.array([[k,0,0],[0,k,0]]), (max(1, round(w*k)), max(1, round(h*k))), smooth=False)
+    out = []
     for q in self._landmarker(8).detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(im))).face_landmarks:
         p = np.array([[a.x*w, a.y*h, 0] for a in q]); lo, hi = p[:, :2].min(0), p[:, :2].max(0)
         if (hi-lo).min() > 4: out.append(Face(np.r_[lo, hi], mesh_points5(p), .5, source='mesh'))
@@ -267,7 +281,8 @@ def check_regions(regions, name='regions'):
     if regions is None: return None
     try: r = np.asarray(regions, np.float64).reshape(-1, 4)
     except (ValueError, TypeError): raise ConfigError(f'{name} must be boxes x0,y0,x1,y1, got {regions!r}', name) from None
-    if not np.isfinite(r).all() or (r[:,2:] <= r[:,:2]).any(): raise ConfigError(f'{name} needs x0 < x1 and y0 < y1, got {r.tolist()}', name)
+    if not np.isfinite(r).all() or (r[:,2:] <= r[:,:2]).any():
+        raise ConfigError(f'{name} needs x0 < x1 and y0 < y1, got {r.tolist()}', name)
     return r
 
 # %% ../../nbs/faces/03_find.ipynb #49074a93
@@ -283,7 +298,9 @@ def find(self:FaceFinder, rgb, # uint8 (h, w, 3)
          min_score=.6, max_faces=None, only=None, exclude=None, # boxes whose faces are kept / left out
     )->list: # of Face, large to small
     "All faces of a picture"
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8: raise InputError(f'needs uint8 (h, w, 3), got {rgb.dtype} {rgb.shape}', 'find_faces', 'Pass it through deidnb.faces.io.as_rgb first.')
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise InputError(f'needs uint8 (h, w, 3), got {rgb.dtype} {rgb.shape}', 'find_faces',
+                         'Pass it through deidnb.faces.io.as_rgb first.')
     only, exclude = check_regions(only, 'only'), check_regions(exclude, 'exclude')
     faces = self.detect(rgb, min_score)
     if only is not None: faces = [f for f in faces if in_regions(f, only)]
@@ -312,10 +329,14 @@ def load_detections(path, rgb=None)->list:
     try: d = json.loads(Path(path).read_text())
     except OSError as e: raise InputError(f'cannot be read ({e.strerror})', path) from e
     except ValueError as e: raise InputError(f'is not JSON ({e})', path, 'Write it with save_detections.') from e
-    if not isinstance(d, dict) or d.get('format') != 'deidnb-detections-1' or not isinstance(d.get('faces'), list): raise InputError('is not a file of detections', path, 'Write it with save_detections.')
+    if not isinstance(d, dict) or d.get('format') != 'deidnb-detections-1' or not isinstance(d.get('faces'), list):
+        raise InputError('is not a file of detections', path, 'Write it with save_detections.')
     try: faces = [face_from_dict(f) for f in d['faces']]
     except ConfigError as e: raise InputError(e.what, path, 'Correct or remove that face.') from e
     if rgb is not None:
-        if (d.get('height'), d.get('width')) != tuple(rgb.shape[:2]): raise InputError(f"belongs to a {d.get('width')}x{d.get('height')} picture, this one is {rgb.shape[1]}x{rgb.shape[0]}", path, 'Detect again.')
-        if d.get('pixels_sha256') != hashlib.sha256(np.ascontiguousarray(rgb)).hexdigest(): warnings.warn(f'{path}: the picture has changed since these faces were found')
+        if (d.get('height'), d.get('width')) != tuple(rgb.shape[:2]):
+            raise InputError(f"belongs to a {d.get('width')}x{d.get('height')} picture, this one is {rgb.shape[1]}x{rgb.shape[0]}",
+                             path, 'Detect again.')
+        if d.get('pixels_sha256') != hashlib.sha256(np.ascontiguousarray(rgb)).hexdigest():
+            warnings.warn(f'{path}: the picture has changed since these faces were found')
     return faces

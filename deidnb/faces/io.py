@@ -19,23 +19,29 @@ def as_rgb(array, where='picture')->np.ndarray: # uint8 (h, w, 3)
     a = np.asarray(array)
     if a.ndim == 3 and a.shape[2] in (1, 2): a = a[..., 0]
     if a.ndim == 2: a = np.repeat(a[..., None], 3, 2)
-    if a.ndim != 3 or a.shape[2] not in (3, 4) or 0 in a.shape: raise InputError(f'is not a picture: shape {np.shape(array)}', where, 'Give (height, width), (height, width, 3) or (height, width, 4).')
+    if a.ndim != 3 or a.shape[2] not in (3, 4) or 0 in a.shape:
+        raise InputError(f'is not a picture: shape {np.shape(array)}', where,
+                         'Give (height, width), (height, width, 3) or (height, width, 4).')
     a = a[..., :3]
     if a.dtype == np.uint8: return np.ascontiguousarray(a)
     if a.dtype == bool: return np.ascontiguousarray(a.astype(np.uint8)*255)
     if a.dtype == np.uint16: return ((a.astype(np.uint32)+128)//257).astype(np.uint8)
-    if a.dtype.kind not in 'fiu': raise InputError(f'has values of type {a.dtype}', where, 'Give uint8, uint16 or floats in [0, 1].')
+    if a.dtype.kind not in 'fiu':
+        raise InputError(f'has values of type {a.dtype}', where, 'Give uint8, uint16 or floats in [0, 1].')
     if not np.isfinite(a).all(): raise InputError('contains NaN or infinite values', where, 'Give finite values.')
     lo, hi = float(a.min()), float(a.max())
     if a.dtype.kind == 'f':
-        if lo < -1e-3 or hi > 1.001: raise InputError(f'has floats from {lo:g} to {hi:g}', where, 'Scale floats to [0, 1], or give uint8.')
+        if lo < -1e-3 or hi > 1.001:
+            raise InputError(f'has floats from {lo:g} to {hi:g}', where, 'Scale floats to [0, 1], or give uint8.')
         return np.rint(np.clip(a, 0, 1)*255).astype(np.uint8)
-    if lo < 0 or hi > 255: raise InputError(f'has integers from {lo:g} to {hi:g}', where, 'Give uint8, uint16 or floats in [0, 1].')
+    if lo < 0 or hi > 255:
+        raise InputError(f'has integers from {lo:g} to {hi:g}', where, 'Give uint8, uint16 or floats in [0, 1].')
     return a.astype(np.uint8)
 
 # %% ../../nbs/faces/00_io.ipynb #fea0b349
 FORMATS = {'JPEG': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'TIFF': '.tif', 'BMP': '.bmp', 'GIF': '.gif'}
-SUFFIXES = {'.jpg':'JPEG', '.jpeg':'JPEG', '.jpe':'JPEG', '.jfif':'JPEG', '.png':'PNG', '.webp':'WEBP', '.tif':'TIFF', '.tiff':'TIFF', '.bmp':'BMP', '.gif':'GIF'}
+SUFFIXES = {'.jpg':'JPEG', '.jpeg':'JPEG', '.jpe':'JPEG', '.jfif':'JPEG', '.png':'PNG', '.webp':'WEBP', '.tif':'TIFF',
+            '.tiff':'TIFF', '.bmp':'BMP', '.gif':'GIF'}
 MAX_PIXELS = 200_000_000
 
 @dataclass
@@ -56,7 +62,9 @@ def _to_srgb(im, icc, notes):
             src = ImageCms.ImageCmsProfile(io.BytesIO(icc)); name = (ImageCms.getProfileDescription(src) or '').strip()
             if 'sRGB' in name and im.mode == 'RGB': return im
             if im.mode in ('RGB', 'CMYK'): 
-                im = ImageCms.profileToProfile(im, src, ImageCms.createProfile('sRGB'), outputMode='RGB'); notes.append(f'colours converted to sRGB from {name or "the embedded profile"}'); return im
+                im = ImageCms.profileToProfile(im, src, ImageCms.createProfile('sRGB'), outputMode='RGB')
+                notes.append(f'colours converted to sRGB from {name or "the embedded profile"}')
+                return im
         except Exception as e: notes.append(f'colour profile ignored ({type(e).__name__})')
     return im.convert('RGB')
 
@@ -64,7 +72,9 @@ def _decode(im, notes): # PIL image -> rgb, alpha
     alpha, icc = None, im.info.get('icc_profile')
     if im.mode in ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F'):
         a = np.asarray(im); notes.append('16-bit values reduced to 8 bit')
-        if im.mode == 'F': a = np.clip(np.nan_to_num(a), 0, None); a = np.rint(a/max(float(a.max()), 1.)*255).astype(np.uint8) if a.max() > 1 else np.rint(a*255).astype(np.uint8)
+        if im.mode == 'F':
+            a = np.clip(np.nan_to_num(a), 0, None)
+            a = np.rint(a/max(float(a.max()), 1.)*255).astype(np.uint8) if a.max() > 1 else np.rint(a*255).astype(np.uint8)
         else: a = ((np.clip(a, 0, 65535).astype(np.uint32)+128)//257).astype(np.uint8)
         return np.repeat(a[..., None], 3, 2), None
     if im.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in im.info:
@@ -87,7 +97,9 @@ def regular_file(path, what='picture')->Path: # what: named in the remedy
     try:
         if path.is_dir(): raise InputError('is a folder', path, f'Give a {what} file.')
         size = path.stat().st_size
-    except (OSError, ValueError) as e: raise InputError(f'cannot be read ({getattr(e, "strerror", None) or e})', path, 'Check the name and its permissions.') from e
+    except (OSError, ValueError) as e:
+        raise InputError(f'cannot be read ({getattr(e, "strerror", None) or e})', path,
+                         'Check the name and its permissions.') from e
     if not path.is_file(): raise InputError('is not a regular file', path, f'Give a {what} file.')
     if size == 0: raise InputError('is empty (0 bytes)', path, 'Copy the file again.')
     return path
@@ -106,20 +118,27 @@ def read_image(path,                 # file
             finally: Image.MAX_IMAGE_PIXELS = old
             with im: return _read_open(im, path, max_pixels)
     except InputError: raise
-    except UnidentifiedImageError as e: raise InputError('is not a picture this program reads', path, f'Convert it to one of {", ".join(FORMATS)}.') from e
+    except UnidentifiedImageError as e:
+        raise InputError('is not a picture this program reads', path, f'Convert it to one of {", ".join(FORMATS)}.') from e
     except MemoryError as e: raise InputError('does not fit in memory', path, 'Shrink it first.') from e
     except PermissionError as e: raise InputError(f'cannot be read ({e.strerror})', path, 'Check its permissions.') from e
-    except Exception as e: raise InputError(f'is damaged or cut off ({" ".join(str(e).split())[:120] or type(e).__name__})', path, 'Copy the file again or save it anew in an image editor.') from e
+    except Exception as e:
+        raise InputError(f'is damaged or cut off ({" ".join(str(e).split())[:120] or type(e).__name__})', path,
+                         'Copy the file again or save it anew in an image editor.') from e
 
 # %% ../../nbs/faces/00_io.ipynb #9a250feb
 def _read_open(im, path, max_pixels):
     fmt, notes, (w, h) = im.format, [], im.size
-    if w*h > max_pixels: raise InputError(f'has {w} x {h} pixels, more than the limit of {max_pixels:,}', path, 'Shrink it, or raise max_pixels.')
+    if w*h > max_pixels:
+        raise InputError(f'has {w} x {h} pixels, more than the limit of {max_pixels:,}', path, 'Shrink it, or raise max_pixels.')
     frames = getattr(im, 'n_frames', 1)
     if fmt == 'MPO': fmt, _ = 'JPEG', notes.append(f'{frames-1} secondary picture(s) dropped')
-    elif frames > 1: raise InputError(f'holds {frames} frames or pages', path, 'Protecting one would leave the others visible: split it into single pictures, or convert an animation to a video.')
+    elif frames > 1:
+        raise InputError(f'holds {frames} frames or pages', path,
+                         'Protecting one would leave the others visible: split it into single pictures, or convert an animation to a video.')
     exif = im.getexif(); orientation = exif.get(274, 1); orientation = orientation if orientation in range(1, 9) else 1
-    meta = dict(exif=im.info.get('exif') or (exif.tobytes() if len(exif) else None), icc=im.info.get('icc_profile'), orientation=orientation, notes=notes, mode=im.mode, dpi=im.info.get('dpi'))
+    meta = dict(exif=im.info.get('exif') or (exif.tobytes() if len(exif) else None), icc=im.info.get('icc_profile'),
+                orientation=orientation, notes=notes, mode=im.mode, dpi=im.info.get('dpi'))
     im.load()
     if fmt == 'JPEG':
         from PIL import JpegImagePlugin
@@ -145,7 +164,8 @@ def clean_exif(exif,             # bytes of the source
             warnings.simplefilter('ignore')
             try: old.load(exif); list(old.items())
             except Exception: return out.tobytes()
-        drop = {0x0201, 0x0202, 0x927C, 0x02BC, 0xC4A5, 0x014A, 0x0111, 0x0117, 0x83BB, 0x8649, 0xC612, 0x0144, 0x0145, 0x8773, 0x0112, 0x8769, 0x8825, 0xA005}
+        drop = {0x0201, 0x0202, 0x927C, 0x02BC, 0xC4A5, 0x014A, 0x0111, 0x0117, 0x83BB, 0x8649, 0xC612, 0x0144, 0x0145,
+                0x8773, 0x0112, 0x8769, 0x8825, 0xA005}
         small = lambda v: not isinstance(v, (bytes, str)) or len(v) <= 2048
         for k,v in old.items():
             if k not in drop and k < 0xC000 and small(v): out[k] = v
@@ -164,11 +184,13 @@ def write_image(path, rgb,        # destination and uint8 (h, w, 3)
     "Write a picture completely or not at all"
     from PIL import Image
     path, rgb = Path(path), as_rgb(rgb, path)
-    if metadata not in ('strip', 'keep', 'orientation'): raise ConfigError(f'metadata={metadata!r}', 'write_image', "Use 'strip', 'keep' or 'orientation'.")
+    if metadata not in ('strip', 'keep', 'orientation'):
+        raise ConfigError(f'metadata={metadata!r}', 'write_image', "Use 'strip', 'keep' or 'orientation'.")
     if not 1 <= quality <= 100: raise ConfigError(f'quality={quality}', 'write_image', 'Use 1 to 100.')
     fmt = SUFFIXES.get(path.suffix.lower()) or (like.format if like else 'PNG')
     im, opts = Image.fromarray(rgb), {}
-    if like is not None and like.alpha is not None and fmt in ('PNG', 'WEBP', 'TIFF') and like.alpha.shape == rgb.shape[:2]: im.putalpha(Image.fromarray(like.alpha))
+    if like is not None and like.alpha is not None and fmt in ('PNG', 'WEBP', 'TIFF') and like.alpha.shape == rgb.shape[:2]:
+        im.putalpha(Image.fromarray(like.alpha))
     if fmt == 'JPEG': opts = dict(quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True)
     elif fmt == 'WEBP': opts = dict(quality=quality, method=4, exact=True)
     elif fmt == 'TIFF': opts = dict(compression='tiff_lzw')
@@ -177,7 +199,9 @@ def write_image(path, rgb,        # destination and uint8 (h, w, 3)
         if metadata == 'keep' and like and like.meta.get('dpi') and fmt != 'WEBP': opts['dpi'] = like.meta['dpi']
     try:
         with atomic_path(path, overwrite) as tmp: im.save(tmp, format=fmt, **opts)
-    except (OSError, ValueError) as e: raise OutputError(f'cannot be written as {fmt} ({getattr(e, "strerror", None) or e})', path, 'Choose another name or format, for instance .png.') from e
+    except (OSError, ValueError) as e:
+        raise OutputError(f'cannot be written as {fmt} ({getattr(e, "strerror", None) or e})', path,
+                          'Choose another name or format, for instance .png.') from e
     return path
 
 # %% ../../nbs/faces/00_io.ipynb #96ea1a76

@@ -46,7 +46,8 @@ def region_mask(shape,     # (h, w, ...) of the picture or crop
     )->np.ndarray: # float32 (h, w) in [0, 1]
     "The pixels of one part of the face"
     expr = COMPOSED.get(name, name)
-    if name not in REGIONS and name not in COMPOSED: raise ConfigError(f'no region {name!r}', 'region_mask', did_you_mean(name, [*REGIONS, *COMPOSED]))
+    if name not in REGIONS and name not in COMPOSED:
+        raise ConfigError(f'no region {name!r}', 'region_mask', did_you_mean(name, [*REGIONS, *COMPOSED]))
     m, sign = np.zeros(tuple(shape[:2]), np.float32), 1
     for t in expr.split():
         if t in '+-': sign = 1 if t == '+' else -1; continue
@@ -56,7 +57,8 @@ def region_mask(shape,     # (h, w, ...) of the picture or crop
 # %% ../../nbs/faces/01_masks.ipynb #1811b6ef
 def feather(mask, sigma)->np.ndarray: # float32
     "Gaussian blur of a mask; sigma in pixels"
-    return np.asarray(mask, np.float32) if sigma <= 0 else np.clip(cv2.GaussianBlur(np.asarray(mask, np.float32), (0,0), float(sigma), borderType=cv2.BORDER_REPLICATE), 0, 1)
+    return np.asarray(mask, np.float32) if sigma <= 0 else np.clip(cv2.GaussianBlur(np.asarray(mask, np.float32), (0,0),
+            float(sigma), borderType=cv2.BORDER_REPLICATE), 0, 1)
 
 def ellipse_points(face, n=64)->np.ndarray: # (n, 2)
     "An ellipse over a face known by its box and five points, turned with the eye line"

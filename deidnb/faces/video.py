@@ -19,7 +19,8 @@ from .io import regular_file, upright
 REPAIR = 'Copy it again. If this is all there is of it, take what is left: ffmpeg -i FILE -c:v libx264 -crf 12 -c:a copy repaired.mkv'
 
 def _boxes_end(f, size): # ISO: mp4, mov, 3gp
-    at, known = 0, {b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'moof', b'mfra', b'sidx', b'styp', b'uuid', b'meta', b'udta', b'pdin'}
+    at, known = 0, {b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'moof', b'mfra', b'sidx', b'styp', b'uuid',
+                    b'meta', b'udta', b'pdin'}
     while at < size:
         f.seek(at); h = f.read(16); n = int.from_bytes(h[:4], 'big')
         if h[4:8] not in known or n == 0: break         # something added behind it, or a box up to the end
@@ -34,7 +35,8 @@ def _riffs_end(f, size): # avi, from 1 GB on in several parts
         at += 8 + int.from_bytes(h[4:], 'little')
     return at - 8                                        # some writers are off by the head
 
-_EBML = {bytes.fromhex(x) for x in '1A45DFA3 18538067 114D9B74 1549A966 1654AE6B 1F43B675 1C53BB6B 1254C367 1941A469 1043A770 EC BF E7 A3 A0 A7 AB 5854 AF'.split()}
+_EBML = {bytes.fromhex(x)
+         for x in '1A45DFA3 18538067 114D9B74 1549A966 1654AE6B 1F43B675 1C53BB6B 1254C367 1941A469 1043A770 EC BF E7 A3 A0 A7 AB 5854 AF'.split()}
 
 def _elements_end(f, size): # Matroska, WebM: element by element, because FFmpeg passes over what it does not understand; -1: broken
     at, end = 0, size
@@ -49,7 +51,10 @@ def _elements_end(f, size): # Matroska, WebM: element by element, because FFmpeg
 def _packs_end(f, size): # MPEG program stream: from the last pack on, packet by packet
     start = max(0, size - 2**22); f.seek(start); b = f.read(); at = b.rfind(b'\0\0\1\xba')
     while 0 <= at <= len(b)-6 and b[at:at+3] == b'\0\0\1':
-        c = b[at+3]; at += 4 if c == 0xb9 else 6 + int.from_bytes(b[at+4:at+6], 'big') if c != 0xba else 12 if b[at+4] >> 4 == 2 else 14 + (b[min(at+13, len(b)-1)] & 7)
+        c = b[at+3]
+        at += 4 if c == 0xb9 else 6 + int.from_bytes(b[at+4:at+6],
+                                                     'big') if c != 0xba else 12 if b[at+4] >> 4 == 2 else 14 + (b[min(at+13,
+                    len(b)-1)] & 7)
     return start + at
 
 def damage_of(path)->str: # '' if nothing is wrong, or cannot be known
@@ -67,24 +72,32 @@ def damage_of(path)->str: # '' if nothing is wrong, or cannot be known
     return 'is damaged: its structure is broken in the middle' if end < 0 else f'is cut off: {end-size:,} of {end:,} bytes are missing' if end > size else ''
 
 # %% ../../nbs/faces/04_video.ipynb #4941a985
-FORMATS = 'mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,flv,asf,ogg,gif,dv,mxf,nut,ivf,mp3,wav,flac,aac' # FFmpeg's names; the last four have no picture
+# FFmpeg's names; the last four have no picture
+FORMATS = 'mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,flv,asf,ogg,gif,dv,mxf,nut,ivf,mp3,wav,flac,aac'
 MAX_PIXELS = 2**26            # of one picture: 8192 x 8192
 
 def _open(path): # av container; close it after use
     "Open by content, from the disk only; `InputError` if it is no video or sound"
     import av
     path = regular_file(path, 'video')
-    try: return av.open(str(path.absolute()), container_options=dict(protocol_whitelist='file', format_whitelist=FORMATS), metadata_errors='ignore')
+    try:
+        return av.open(str(path.absolute()), container_options=dict(protocol_whitelist='file',
+                format_whitelist=FORMATS), metadata_errors='ignore')
     except PermissionError as e: raise InputError(f'cannot be read ({e.strerror})', path, 'Check its permissions.') from e
     except (av.FFmpegError, OSError, ValueError) as e:
         if why := damage_of(path): raise InputError(why, path, REPAIR) from e
-        raise InputError('is damaged, or not a video this program reads', path, 'Give a video, for instance .mp4, .mov, .mkv, .avi, .mpg or .ts, or copy it again.') from e
+        raise InputError('is damaged, or not a video this program reads', path,
+                         'Give a video, for instance .mp4, .mov, .mkv, .avi, .mpg or .ts, or copy it again.') from e
 
 # %% ../../nbs/faces/04_video.ipynb #c3653ca1
-MATRICES = {0: 'rgb', 1: 'bt709', 4: 'fcc', 5: 'bt601', 6: 'bt601', 7: 'smpte240m', 9: 'bt2020'}            # by number of ITU-T H.273, as FFmpeg counts them
-_SWS = dict(rgb=1, bt709=1, fcc=4, bt601=5, smpte240m=7, bt2020=9)                                          # swscale's names for them
-TRANSFERS = {1: 'bt709', 4: 'gamma22', 5: 'gamma28', 6: 'bt601', 7: 'smpte240m', 8: 'linear', 13: 'srgb', 14: 'bt2020', 15: 'bt2020', 16: 'pq', 18: 'hlg'}
-_TURNS = {(1,0,0,1): 1, (-1,0,0,1): 2, (-1,0,0,-1): 3, (1,0,0,-1): 4, (0,1,1,0): 5, (0,1,-1,0): 6, (0,-1,-1,0): 7, (0,-1,1,0): 8} # display matrix -> EXIF orientation
+# by number of ITU-T H.273, as FFmpeg counts them
+MATRICES = {0: 'rgb', 1: 'bt709', 4: 'fcc', 5: 'bt601', 6: 'bt601', 7: 'smpte240m', 9: 'bt2020'}
+# swscale's names for them
+_SWS = dict(rgb=1, bt709=1, fcc=4, bt601=5, smpte240m=7, bt2020=9)
+TRANSFERS = {1: 'bt709', 4: 'gamma22', 5: 'gamma28', 6: 'bt601', 7: 'smpte240m', 8: 'linear', 13: 'srgb', 14: 'bt2020',
+             15: 'bt2020', 16: 'pq', 18: 'hlg'}
+# display matrix -> EXIF orientation
+_TURNS = {(1,0,0,1): 1, (-1,0,0,1): 2, (-1,0,0,-1): 3, (1,0,0,-1): 4, (0,1,1,0): 5, (0,1,-1,0): 6, (0,-1,-1,0): 7, (0,-1,1,0): 8}
 
 @dataclass
 class VideoInfo:
@@ -117,7 +130,8 @@ class VideoInfo:
     tail: int = 0                 # duration of the last picture in units of time_base
 
     @property
-    def rotation(self)->int: return {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(self.orientation, 0) # degrees clockwise that make it upright
+    def rotation(self)->int: # degrees clockwise that make it upright
+        return {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(self.orientation, 0)
     @property
     def tick(self)->int: return max(1, round(1/(self.fps*self.time_base))) # of an average picture, in units of time_base
 
@@ -130,12 +144,18 @@ def _decode(c, s, bad, # container, stream, dict(lost=0, why='')
     while True:
         try: p = next(packets)
         except StopIteration: return
-        except (av.FFmpegError, OSError) as e: bad['why'] = bad['why'] or f'cannot be read to its end ({e.strerror or e})'; p = None    # the file ends here; what is still in the decoder comes out
+        # the file ends here; what is still in the decoder comes out
+        except (av.FFmpegError, OSError) as e:
+            bad['why'] = bad['why'] or f'cannot be read to its end ({e.strerror or e})'
+            p = None
         key = key or p is None or p.is_keyframe or p.dts is None and not p.size
         if not key or p is not None and not p.size and p.dts is not None: continue
-        if p is not None and p.is_corrupt and c.format.name != 'mpegts': bad['why'] = bad['why'] or 'is damaged: a packet is incomplete'
+        if p is not None and p.is_corrupt and c.format.name != 'mpegts':
+            bad['why'] = bad['why'] or 'is damaged: a packet is incomplete'
         try: got = s.codec_context.decode(p)
-        except (av.FFmpegError, ValueError) as e: got = []; bad['lost'] += p is not None and p.size > 0; bad['first'] = bad.get('first') or str(getattr(e, 'strerror', None) or e)
+        except (av.FFmpegError, ValueError) as e:
+            got = []; bad['lost'] += p is not None and p.size > 0
+            bad['first'] = bad.get('first') or str(getattr(e, 'strerror', None) or e)
         yield from got
         if p is None: return
 
@@ -152,9 +172,12 @@ HDR = 'Convert it to standard range first, for instance: ffmpeg -i FILE -vf zsca
 def _pick(c, path): # stream
     "The stream with the film"
     films = [s for s in c.streams.video if not s.disposition.value & 0xc00] # no covers, no thumbnails
-    if not films: raise InputError('has no moving picture in it' + (', only sound' if c.streams.audio else ''), path, 'Give a video.')
+    if not films:
+        raise InputError('has no moving picture in it' + (', only sound' if c.streams.audio else ''), path, 'Give a video.')
     s = max(films, key=lambda s: (s.disposition.value & 1, -s.index))
-    if s.codec_context is None: raise InputError('is written in a way this program cannot decode', path, 'Convert it to H.264 first: ffmpeg -i FILE -c:v libx264 -crf 12 -c:a copy out.mp4')
+    if s.codec_context is None:
+        raise InputError('is written in a way this program cannot decode', path,
+                         'Convert it to H.264 first: ffmpeg -i FILE -c:v libx264 -crf 12 -c:a copy out.mp4')
     return s
 
 def _left_behind(c, s):
@@ -162,13 +185,17 @@ def _left_behind(c, s):
     n = lambda t: sum(x.type == t for x in c.streams)
     covers = sum(bool(x.disposition.value & 0xc00) for x in c.streams.video); other = n('video') - 1 - covers
     unknown = sum(x.codec_context is None for x in c.streams if x.type in ('audio', 'subtitle'))
-    what = [(covers, 'cover or thumbnail'), (other, 'further picture stream'), (n('data'), 'data stream (place, time code, ...)'), (n('attachment'), 'attachment'), (unknown, 'sound or subtitle stream of an unknown kind'), (len(c.chapters()), 'chapter')]
+    what = [(covers, 'cover or thumbnail'), (other, 'further picture stream'),
+            (n('data'), 'data stream (place, time code, ...)'), (n('attachment'), 'attachment'),
+            (unknown, 'sound or subtitle stream of an unknown kind'), (len(c.chapters()), 'chapter')]
     return [f'{k} {name}{"s" if k > 1 else ""} left out' for k, name in what if k]
 
 def _tracks(c):
     "Sound and subtitles that can be copied"
-    a = [dict(index=s.index, codec=s.codec_context.codec.canonical_name, rate=s.codec_context.sample_rate, channels=s.codec_context.channels, language=s.language or '') for s in c.streams.audio if s.codec_context]
-    return a, [dict(index=s.index, codec=s.codec_context.codec.canonical_name, language=s.language or '') for s in c.streams.subtitles if s.codec_context]
+    a = [dict(index=s.index, codec=s.codec_context.codec.canonical_name, rate=s.codec_context.sample_rate,
+              channels=s.codec_context.channels, language=s.language or '') for s in c.streams.audio if s.codec_context]
+    return a, [dict(index=s.index, codec=s.codec_context.codec.canonical_name, language=s.language or '')
+               for s in c.streams.subtitles if s.codec_context]
 
 def _colour(f, path): # first picture -> matrix, range, transfer, tags
     m, t = int(f.colorspace), int(f.color_trc)
@@ -176,8 +203,11 @@ def _colour(f, path): # first picture -> matrix, range, transfer, tags
     if f.format.is_rgb or m == 0: name = 'rgb'
     elif m in (2, 3): name = 'bt709' if f.height >= 720 or f.width >= 1280 else 'bt601'
     elif m in MATRICES: name = MATRICES[m]
-    else: raise InputError(f'stores its colours in a rare way (matrix {m})', path, 'Convert it first: ffmpeg -i FILE -vf scale=out_color_matrix=bt709 -c:a copy out.mp4')
-    return name, 'pc' if int(f.color_range) == 2 or name == 'rgb' or f.format.name.startswith('yuvj') else 'tv', TRANSFERS.get(t, 'unspecified'), (m, t, int(f.color_primaries))
+    else:
+        raise InputError(f'stores its colours in a rare way (matrix {m})', path,
+                         'Convert it first: ffmpeg -i FILE -vf scale=out_color_matrix=bt709 -c:a copy out.mp4')
+    return name, 'pc' if int(f.color_range) == 2 or name == 'rgb' or f.format.name.startswith('yuvj') else 'tv', TRANSFERS.get(t,
+        'unspecified'), (m, t, int(f.color_primaries))
 
 # %% ../../nbs/faces/04_video.ipynb #ba81647e
 def _header(path, max_pixels=MAX_PIXELS)->VideoInfo:
@@ -185,14 +215,21 @@ def _header(path, max_pixels=MAX_PIXELS)->VideoInfo:
     path = Path(path)
     with _open(path) as c:
         s = _pick(c, path); x = s.codec_context; w, h = x.width, x.height
-        if w*h > max_pixels: raise InputError(f'has pictures of {w} x {h} pixels, more than the limit of {max_pixels:,}', path, 'Shrink it, or raise max_pixels.')
+        if w*h > max_pixels:
+            raise InputError(f'has pictures of {w} x {h} pixels, more than the limit of {max_pixels:,}', path,
+                             'Shrink it, or raise max_pixels.')
         if x.codec_tag in ('dvh1', 'dvhe', 'dva1', 'dvav'): raise InputError('has a high dynamic range (Dolby Vision)', path, HDR)
         s.thread_type = 'SLICE'; bad = dict(lost=0, why=''); f = next(_decode(c, s, bad), None)
-        if f is None: raise InputError(f'holds no picture that can be decoded ({bad.get("first") or bad["why"] or "nothing found"})', path, REPAIR)
-        m, r, t, tags = _colour(f, path); o = _turn(f); audio, subs = _tracks(c); w, h = (f.height, f.width) if o > 4 else (f.width, f.height)
-        a = Fraction(s.sample_aspect_ratio or 1) or Fraction(1); fps = Fraction(s.average_rate or s.guessed_rate or s.base_rate or 25); tb = Fraction(s.time_base)
+        if f is None:
+            raise InputError(f'holds no picture that can be decoded ({bad.get("first") or bad["why"] or "nothing found"})',
+                             path, REPAIR)
+        m, r, t, tags = _colour(f, path); o = _turn(f); audio, subs = _tracks(c)
+        w, h = (f.height, f.width) if o > 4 else (f.width, f.height)
+        a = Fraction(s.sample_aspect_ratio or 1) or Fraction(1)
+        fps = Fraction(s.average_rate or s.guessed_rate or s.base_rate or 25); tb = Fraction(s.time_base)
         seconds = float(s.duration*tb) if s.duration else (c.duration or 0)/1e6
-        starts = [max(Fraction(0), q.start_time*q.time_base) for q in c.streams if q.type == 'audio' and q.start_time is not None and q.time_base]
+        starts = [max(Fraction(0), q.start_time*q.time_base) for q in c.streams if q.type == 'audio'
+                  and q.start_time is not None and q.time_base]
         first = f.pts if f.pts is not None else 0
         return VideoInfo(path, w, h, fps, tb, s.frames or round(seconds*fps), seconds, x.codec.canonical_name, f.format.name, f.format.components[0].bits, m, r, t, o, 1/a if o > 4 else a,
                          interlaced=bool(f.interlaced_frame), audio=audio, subtitles=subs, notes=_left_behind(c, s), container=c.format.name, stream=s.index, tags=tags, start=min([first*tb, *starts]))
@@ -216,11 +253,13 @@ def _scan(info): # adds pts, frames, seconds, fps, vfr, start, tail
             if end is None or t >= end: end, tail = t, p.duration or 0
     if before: info.notes.append(f'{before} packets before the first key frame cannot be decoded')
     if marked: info.notes.append(f'{marked} packets are marked as damaged')
-    if 'avi' in info.container and info.frames > len(pts) + 1: info.notes.append(f'{len(pts)} pictures found, {info.frames} declared')
+    if 'avi' in info.container and info.frames > len(pts) + 1:
+        info.notes.append(f'{len(pts)} pictures found, {info.frames} declared')
     info.pts = t = np.sort(np.array(pts, np.int64)); info.frames = len(t)
     if not len(t): return info
     d, tb = np.diff(t), info.time_base; info.vfr = len(d) > 1 and float(np.ptp(d)*tb) > .0021   # Matroska rounds to milliseconds
-    if len(d) and d.sum() > 0 and (info.vfr or abs(float(d.mean()*tb*info.fps) - 1) > .01): info.fps = (Fraction(len(d))/(int(d.sum())*tb)).limit_denominator(10**6)
+    if len(d) and d.sum() > 0 and (info.vfr or abs(float(d.mean()*tb*info.fps) - 1) > .01):
+        info.fps = (Fraction(len(d))/(int(d.sum())*tb)).limit_denominator(10**6)
     info.tail = tail or info.tick; info.seconds = float((int(t[-1]-t[0]) + info.tail)*tb)
     return info
 
@@ -233,7 +272,9 @@ def probe(path,                  # video file
     info = _header(path, max_pixels); why = damage_of(info.path)
     if scan: info = _scan(info)
     if why: info.notes.append(why)
-    if not damaged and (wrong := next((n for n in info.notes if n.startswith(('is cut off', 'is damaged', 'cannot be read'))), '')): raise InputError(wrong, info.path, REPAIR)
+    if not damaged and (wrong := next((n for n in info.notes if n.startswith(('is cut off', 'is damaged',
+                        'cannot be read'))), '')):
+        raise InputError(wrong, info.path, REPAIR)
     return info
 
 # %% ../../nbs/faces/04_video.ipynb #020c19ad
@@ -242,7 +283,8 @@ _EXACT = 4 | 0x2000 | 0x40000     # bicubic, full chroma, accurate rounding
 def _to_rgb(f, info, conv)->np.ndarray: # uint8 (h, w, 3), upright
     "One decoded picture by the matrix and range of its video"
     m = _SWS[info.matrix]
-    r = conv.reformat(f, format='rgb24', src_colorspace=m, dst_colorspace=m, src_color_range=2 if info.range == 'pc' else 1, dst_color_range=2, interpolation=_EXACT)
+    r = conv.reformat(f, format='rgb24', src_colorspace=m, dst_colorspace=m, src_color_range=2 if info.range == 'pc'
+                      else 1, dst_color_range=2, interpolation=_EXACT)
     return upright(r.to_ndarray(), info.orientation)
 
 def _to_yuv(rgb, matrix, pix_fmt, conv): # av.VideoFrame, range 'tv'
@@ -250,7 +292,8 @@ def _to_yuv(rgb, matrix, pix_fmt, conv): # av.VideoFrame, range 'tv'
     h, w = rgb.shape[:2]
     if pix_fmt == 'yuv420p' and (h % 2 or w % 2): rgb = np.pad(rgb, ((0, h % 2), (0, w % 2), (0, 0)), 'edge')
     f, m = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), 'rgb24'), _SWS[matrix]
-    return conv.reformat(f, format=pix_fmt, src_colorspace=m, dst_colorspace=m, src_color_range=2, dst_color_range=1, interpolation=_EXACT)
+    return conv.reformat(f, format=pix_fmt, src_colorspace=m, dst_colorspace=m, src_color_range=2, dst_color_range=1,
+                         interpolation=_EXACT)
 
 # %% ../../nbs/faces/04_video.ipynb #111cb34a
 def _timed(frames, last, tick): # generator of (pts, frame)
@@ -277,7 +320,8 @@ def _from(info, start, after, bad): # generator of (pts, decoded picture), numbe
         s = c.streams[info.stream]; s.thread_type = 'AUTO'
         yield from itertools.islice(_timed(_decode(c, s, bad), None, info.tick), start, None)
 
-ONE_FOR_ONE = {'h264', 'hevc', 'vp9', 'av1', 'mpeg1video', 'mpeg2video', 'mjpeg', 'prores'} # a packet is a picture; elsewhere some are not shown
+# a packet is a picture; elsewhere some are not shown
+ONE_FOR_ONE = {'h264', 'hevc', 'vp9', 'av1', 'mpeg1video', 'mpeg2video', 'mjpeg', 'prores'}
 
 def read_video(video,        # `VideoInfo` or path
                start=0,      # number of the first picture wanted
@@ -291,11 +335,14 @@ def read_video(video,        # `VideoInfo` or path
     bad, i, first, conv, upside = dict(lost=0, why=''), start, None, VideoReformatter(), -1 if info.orientation > 4 else 1
     if stop is not None and stop <= start: return
     for t, f in _from(info, start, after, bad):
-        if (f.width, f.height)[::upside] != (info.width, info.height): raise InputError(f'changes its size to {f.width} x {f.height} at picture {i}', info.path, 'Split it there, or convert it: ffmpeg -i FILE -vf scale=W:H -c:a copy out.mp4')
+        if (f.width, f.height)[::upside] != (info.width, info.height):
+            raise InputError(f'changes its size to {f.width} x {f.height} at picture {i}', info.path,
+                             'Split it there, or convert it: ffmpeg -i FILE -vf scale=W:H -c:a copy out.mp4')
         first = t if first is None else first
         yield i, t, _to_rgb(f, info, conv)
         i += 1
         if i == stop: return
     short = int((info.pts >= first).sum()) - (i-start) if first is not None and info.pts is not None and info.codec in ONE_FOR_ONE else 0
-    why = damage_of(info.path) or bad['why'] or (f'is damaged: {max(bad["lost"], short)} packets cannot be decoded' if bad['lost'] or short > 0 else '')
+    why = damage_of(info.path) or bad['why'] or (f'is damaged: {max(bad["lost"], short)} packets cannot be decoded'
+                                                 if bad['lost'] or short > 0 else '')
     if why and not damaged: raise InputError(f'{why}; {i} pictures could be read', info.path, REPAIR)

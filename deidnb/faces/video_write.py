@@ -22,12 +22,17 @@ def _encoder(c, info, size, crf, preset, pix_fmt): # container, (w, h) -> stream
     "A stream for pictures without reordering"
     import av
     name = next((n for n in ENCODERS if n in av.codecs_available), None)
-    if name is None: raise OutputError('this installation of PyAV has no H.264 encoder', '', 'Install the official wheel: pip install --force-reinstall av')
+    if name is None:
+        raise OutputError('this installation of PyAV has no H.264 encoder', '',
+                          'Install the official wheel: pip install --force-reinstall av')
     fps = info.fps.limit_denominator(1001) if name == 'libx264' else Fraction(min(max(round(info.fps), 1), 65535))
-    opts = dict(crf=str(crf), preset=preset, bf='0') if name == 'libx264' else dict(flags='+qscale', global_quality=str(118*max(1, round((crf-12)/3))), bf='0')
+    opts = dict(crf=str(crf), preset=preset, bf='0') if name == 'libx264' else dict(flags='+qscale',
+        global_quality=str(118*max(1, round((crf-12)/3))), bf='0')
     s = c.add_stream(name, rate=fps, options=opts); x = s.codec_context
-    s.width, s.height = size; s.pix_fmt = pix_fmt if name == 'libx264' else 'yuv420p'; x.time_base, x.sample_aspect_ratio, x.color_range = 1/fps, info.aspect, 1
-    m, t, p = info.tags; x.colorspace, x.color_trc, x.color_primaries = m if m in (1, 4, 5, 6, 7, 9) else dict(bt601=6).get(info.matrix, 1), t, p
+    s.width, s.height = size; s.pix_fmt = pix_fmt if name == 'libx264' else 'yuv420p'
+    x.time_base, x.sample_aspect_ratio, x.color_range = 1/fps, info.aspect, 1
+    m, t, p = info.tags
+    x.colorspace, x.color_trc, x.color_primaries = m if m in (1, 4, 5, 6, 7, 9) else dict(bt601=6).get(info.matrix, 1), t, p
     return s
 
 class _Piece:
@@ -37,13 +42,16 @@ class _Piece:
         from av.video.reformatter import VideoReformatter
         self.path, self.part, self.info, self.pts, self.conv = path, path.with_suffix('.part'), info, [], VideoReformatter()
         even = (lambda v: v) if pix_fmt == 'yuv444p' else (lambda v: v + v % 2)
-        self.out = av.open(str(self.part), 'w', format='mp4'); self.stream = _encoder(self.out, info, (even(info.width), even(info.height)), crf, preset, pix_fmt)
+        self.out = av.open(str(self.part), 'w', format='mp4')
+        self.stream = _encoder(self.out, info, (even(info.width), even(info.height)), crf, preset, pix_fmt)
     def write(self, pts, rgb):
-        f = _to_yuv(rgb, self.info.matrix, self.stream.pix_fmt, self.conv); f.pts, f.time_base = len(self.pts), self.stream.codec_context.time_base
+        f = _to_yuv(rgb, self.info.matrix, self.stream.pix_fmt, self.conv)
+        f.pts, f.time_base = len(self.pts), self.stream.codec_context.time_base
         self.out.mux(self.stream.encode(f)); self.pts.append(pts)
     def finish(self, **record):
         self.out.mux(self.stream.encode()); self.out.close(); os.replace(self.part, self.path)
-        with atomic_path(self.path.with_suffix('.json'), True) as tmp: tmp.write_text(json.dumps(dict(record, pts=self.pts, sha256=sha256(self.path))))
+        with atomic_path(self.path.with_suffix('.json'), True) as tmp:
+            tmp.write_text(json.dumps(dict(record, pts=self.pts, sha256=sha256(self.path))))
     def drop(self):
         try: self.out.close()
         except Exception: pass
@@ -55,16 +63,19 @@ def _copy_of(out, s, where): # stream in the new container
     try: t = out.add_stream_from_template(s, opaque=True)
     except Exception as e:
         name = s.codec_context.codec.canonical_name
-        raise OutputError(f'cannot hold {name} {"sound" if s.type == "audio" else "subtitles"}', where, f'Write to {".mp4 or .mov" if name == "mov_text" else ".mkv"}, or leave it out (sound=False, subtitles=False).') from e
+        raise OutputError(f'cannot hold {name} {"sound" if s.type == "audio" else "subtitles"}', where,
+                          f'Write to {".mp4 or .mov" if name == "mov_text" else ".mkv"}, or leave it out (sound=False, subtitles=False).') from e
     t.disposition = s.disposition.value & 0xff        # default, dub, original, comment, ... forced, hearing impaired
     if s.language: t.metadata['language'] = s.language
     return t
 
-def _tracks_of(info, sound, subtitles): return [t['index'] for t in (info.audio if sound else []) + (info.subtitles if subtitles else [])]
+def _tracks_of(info, sound, subtitles):
+    return [t['index'] for t in (info.audio if sound else []) + (info.subtitles if subtitles else [])]
 
 def _new(path, fmt, **options): # av container
     import av
-    out = av.open(str(path), 'w', format=fmt, container_options=dict(fflags='+bitexact', **options)) # bitexact: no name and version of the writer
+    # bitexact: no name and version of the writer
+    out = av.open(str(path), 'w', format=fmt, container_options=dict(fflags='+bitexact', **options))
     return out
 
 def check_container(info, path, sound=True, subtitles=True)->None: # destination
@@ -75,7 +86,9 @@ def check_container(info, path, sound=True, subtitles=True)->None: # destination
     with tempfile.TemporaryDirectory() as d, _open(info.path) as c:
         out = _new(Path(d)/'try', fmt); [_copy_of(out, c.streams[i], path) for i in idx]
         try: out.start_encoding(); out.close()
-        except (av.FFmpegError, ValueError) as e: raise OutputError(f'cannot hold {", ".join(c.streams[i].codec_context.codec.canonical_name for i in idx)} as they are in the source', path, 'Write to .mkv, or leave them out (sound=False, subtitles=False).') from e
+        except (av.FFmpegError, ValueError) as e:
+            raise OutputError(f'cannot hold {", ".join(c.streams[i].codec_context.codec.canonical_name for i in idx)} as they are in the source',
+                              path, 'Write to .mkv, or leave them out (sound=False, subtitles=False).') from e
 
 # %% ../../nbs/faces/05_video_write.ipynb #c0268201
 def _pieces(files, records, info, stream): # generator of packets with the time stamps of the source
@@ -96,7 +109,8 @@ def _sounds(c, copies, info): # source container, {index: stream} -> generator o
         if not p.size: continue
         i, shift = p.stream.index, int(info.start//p.time_base); t = p.dts if p.dts is not None else p.pts
         t = last[i] + 1 if t is None and i in last else (t or 0) - shift
-        if i in last and (last[i] - t)*p.time_base > 1: raise InputError('has time stamps that jump back', info.path, 'Write it anew first: ffmpeg -i FILE -c copy out.mkv')
+        if i in last and (last[i] - t)*p.time_base > 1:
+            raise InputError('has time stamps that jump back', info.path, 'Write it anew first: ffmpeg -i FILE -c copy out.mkv')
         t = last[i] = max(t, last[i] + 1) if i in last else t
         if c.streams[i].type == 'subtitle': t = last[i] = max(t, 0)
         p.pts, p.dts, p.stream = t if p.pts is None else max(p.pts - shift, t), t, copies[i]
@@ -107,10 +121,13 @@ def _join(path, fmt, files, records, info, sound, subtitles):
     import av
     with _open(info.path) as c, av.open(str(files[0])) as first:
         unit = info.time_base.denominator
-        while unit < 10000: unit *= 2                    # as the muxer does for the pictures; the start of a track is counted in it
+        # as the muxer does for the pictures; the start of a track is counted in it
+        while unit < 10000:
+            unit *= 2
         options = {} if fmt == 'matroska' else dict(movflags='+faststart', movie_timescale=str(unit))
         with _new(path, fmt, **options) as out:
-            v = out.add_stream_from_template(first.streams.video[0], opaque=True); v.time_base, v.codec_context.framerate = info.time_base, info.fps
+            v = out.add_stream_from_template(first.streams.video[0], opaque=True)
+            v.time_base, v.codec_context.framerate = info.time_base, info.fps
             copies = {i: _copy_of(out, c.streams[i], path) for i in _tracks_of(info, sound, subtitles)}
             streams = [_pieces(files, records, info, v)] + ([_sounds(c, copies, info)] if copies else [])
             for p in heapq.merge(*streams, key=lambda p: p.dts*float(p.time_base)): out.mux(p)
@@ -120,14 +137,21 @@ def track_hashes(path, indices)->dict: # index -> hex
     "SHA-256 of what the packets of sound and subtitle tracks hold, without what a container adds"
     if not indices: return {}
     with _open(path) as c:
-        h = {i: hashlib.sha256() for i in indices}; adts = {i for i in indices if c.streams[i].codec_context.codec.canonical_name == 'aac' and not c.streams[i].codec_context.extradata}
+        h = {i: hashlib.sha256() for i in indices}
+        adts = {i for i in indices if c.streams[i].codec_context.codec.canonical_name == 'aac'
+                and not c.streams[i].codec_context.extradata}
         for p in c.demux(*(c.streams[i] for i in indices)):
             b, i = bytes(p), p.stream.index
-            if i in adts and len(b) > 7 and b[0] == 0xff and b[1] & 0xf6 == 0xf0: b = b[7 if b[1] & 1 else 9:]  # header of each packet in .ts and .aac; .mp4 and .mkv have one for all
-            if b != b'\0\0' or c.streams[i].type == 'audio': h[i].update(b)                                          # mp4 fills pauses between subtitles
+            # header of each packet in .ts and .aac; .mp4 and .mkv have one for all
+            if i in adts and len(b) > 7 and b[0] == 0xff and b[1] & 0xf6 == 0xf0:
+                b = b[7 if b[1] & 1 else 9:]
+            # mp4 fills pauses between subtitles
+            if b != b'\0\0' or c.streams[i].type == 'audio':
+                h[i].update(b)
     return {i: x.hexdigest() for i, x in h.items()}
 
-_LABELS = {'major_brand', 'minor_version', 'compatible_brands', 'language', 'handler_name', 'vendor_id', 'duration', 'encoder'} # what a container writes by itself
+# what a container writes by itself
+_LABELS = {'major_brand', 'minor_version', 'compatible_brands', 'language', 'handler_name', 'vendor_id', 'duration', 'encoder'}
 
 def _first_times(path, indices)->dict: # index -> seconds
     "When the first packet of each track begins"
@@ -141,9 +165,12 @@ def _first_times(path, indices)->dict: # index -> seconds
 
 def _lateness(info, pts, out)->float|None: # seconds, or None: not the same times
     "By how much all pictures come later than in the source: Matroska has no times below zero, and sound often begins there"
-    a, b = info.time_base, out.time_base; n, m = a.numerator*b.denominator, b.numerator*a.denominator # everything in units of 1/(a.denominator*b.denominator) s
+    # everything in units of 1/(a.denominator*b.denominator) s
+    a, b = info.time_base, out.time_base; n, m = a.numerator*b.denominator, b.numerator*a.denominator
     d = out.pts*m - (np.asarray(pts, np.int64) - info.start//a)*n
-    if d.max() - d.min() > (0 if (a/b).denominator == 1 else m): return None       # a container with coarser times rounds to its nearest
+    # a container with coarser times rounds to its nearest
+    if d.max() - d.min() > (0 if (a/b).denominator == 1 else m):
+        return None
     return 0. if abs(int(d[0])) <= (0 if (a/b).denominator == 1 else m/2) else float(d[0])/a.denominator/b.denominator
 
 # %% ../../nbs/faces/05_video_write.ipynb #f5ef3a68
@@ -153,28 +180,37 @@ def verify_video(path, info,     # the result and the source
                  damaged=False,  # True: the source may go on after the last picture
     )->VideoInfo: # of the result
     "Read a result back; `OutputError` if pictures, times, sound or anything else is not as it should be"
-    def wrong(what): raise OutputError(f'the written video is not right: {what}', path, 'It was not kept. Check the free space and try again, or write to .mkv.')
+    def wrong(what):
+        raise OutputError(f'the written video is not right: {what}', path,
+                          'It was not kept. Check the free space and try again, or write to .mkv.')
     def same(what, a, b):
         if a != b: wrong(f'{what}: {a} instead of {b}')
     try: out = probe(path)
     except InputError as e: wrong(e.what)
-    same('pictures', out.frames, len(pts)); a, b = info.time_base, out.time_base; tracks = [t['index'] for t in info.audio] if sound else []
+    same('pictures', out.frames, len(pts)); a, b = info.time_base, out.time_base
+    tracks = [t['index'] for t in info.audio] if sound else []
     late = _lateness(info, pts, out)
     if late is None or late and not (tracks and 'matroska' in out.container): wrong('time stamps differ from those of the source')
     leads = [_first_times(v.path, [t['index'] for t in v.audio][:len(tracks)]) for v in (info, out)]
     for x, y in zip(*(d.values() for d in leads)):
         if abs(y - x + float(info.start) - late) > .003: wrong(f'the sound is {y - x + float(info.start) - late:+.4f} s off')
-    if not damaged and info.pts is not None and len(info.pts) and pts[-1] + 1.5*info.tick < info.pts[-1]: wrong(f'ends {float((int(info.pts[-1])-pts[-1])*a):.2f} s before the source')
-    if not damaged and info.pts is not None and info.codec in ONE_FOR_ONE and (n := int((info.pts >= pts[0]).sum())) > len(pts): wrong(f'{n-len(pts)} pictures of the source are missing')
-    same('colour', (out.matrix, out.range), ('bt709' if info.matrix == 'rgb' else info.matrix, 'tv')); same('pixel aspect', out.aspect, info.aspect)
+    if not damaged and info.pts is not None and len(info.pts) and pts[-1] + 1.5*info.tick < info.pts[-1]:
+        wrong(f'ends {float((int(info.pts[-1])-pts[-1])*a):.2f} s before the source')
+    if not damaged and info.pts is not None and info.codec in ONE_FOR_ONE and (n := int((info.pts >= pts[0]).sum())) > len(pts):
+        wrong(f'{n-len(pts)} pictures of the source are missing')
+    same('colour', (out.matrix, out.range), ('bt709' if info.matrix == 'rgb' else info.matrix, 'tv'))
+    same('pixel aspect', out.aspect, info.aspect)
     bad = dict(lost=0, why='')
     with _open(path) as c:
-        s = c.streams[out.stream]; s.thread_type = 'AUTO'; same('pictures that decode', sum(1 for _ in _decode(c, s, bad)), len(pts))
-        more = {k for x in (c, *c.streams) for k, v in x.metadata.items() if k.lower() not in _LABELS or k.lower() == 'encoder' and not v.startswith('Lavf')}
+        s = c.streams[out.stream]; s.thread_type = 'AUTO'
+        same('pictures that decode', sum(1 for _ in _decode(c, s, bad)), len(pts))
+        more = {k for x in (c, *c.streams) for k, v in x.metadata.items() if k.lower() not in _LABELS
+                or k.lower() == 'encoder' and not v.startswith('Lavf')}
         if more or out.notes: wrong(f'holds {sorted(more) + out.notes}')
     for what, keep in (('audio', sound), ('subtitles', subtitles)):
         x, y = ([t['index'] for t in getattr(v, what)] for v in (info, out)); x = x if keep else []
-        same(f'{what} tracks', len(y), len(x)); same(what, list(track_hashes(path, y).values()), list(track_hashes(info.path, x).values()))
+        same(f'{what} tracks', len(y), len(x))
+        same(what, list(track_hashes(path, y).values()), list(track_hashes(info.path, x).values()))
     return out
 
 # %% ../../nbs/faces/05_video_write.ipynb #dc9a7faa
@@ -195,11 +231,14 @@ def _finished(work, key): # files, records
 def _destination(path, info, overwrite):
     "The path, if a video may be written there"
     path = Path(path)
-    if path.suffix.lower() not in CONTAINERS: raise ConfigError('is not a name of a video this program writes', path, f'Let it end in {", ".join(CONTAINERS)}.')
+    if path.suffix.lower() not in CONTAINERS:
+        raise ConfigError('is not a name of a video this program writes', path, f'Let it end in {", ".join(CONTAINERS)}.')
     if path.exists() and path.samefile(info.path): raise OutputError('is the source itself', path, 'Choose another destination.')
-    if path.is_dir() or path.exists() and not overwrite: raise OutputError('exists already', path, 'Choose another destination or pass --overwrite.')
+    if path.is_dir() or path.exists() and not overwrite:
+        raise OutputError('exists already', path, 'Choose another destination or pass --overwrite.')
     return path.absolute()
 
+# %% ../../nbs/faces/05_video_write.ipynb #dbd8a36c
 class VideoWriter:
     "A video written in pieces and joined on leaving the `with` block; interrupted, it goes on from the last finished piece"
     def __init__(self, path, like,       # destination (.mp4, .m4v, .mov, .mkv) and `probe` of the source
@@ -210,23 +249,39 @@ class VideoWriter:
                  piece=240,              # pictures in a piece
                  overwrite=False, damaged=False): # damaged: the source may end anywhere
         import av
-        if pix_fmt not in ('yuv420p', 'yuv444p') or not 0 <= crf <= 51 or piece < 1: raise ConfigError(f'pix_fmt={pix_fmt!r}, crf={crf}, piece={piece}', 'VideoWriter', "Use 'yuv420p' or 'yuv444p', 0 to 51, and 1 or more.")
-        self.path, self.info, self.sound, self.subtitles, self.piece, self.overwrite, self.damaged = _destination(path, like, overwrite), like, sound, subtitles, piece, overwrite, damaged
-        check_container(like, path, sound, subtitles); self.options, self.open, self.result, self.notes = (crf, preset, pix_fmt), None, None, []
-        self.key = hashlib.sha256(json.dumps([sha256(like.path), settings, crf, preset, pix_fmt, piece, like.width, like.height, like.matrix, av.__version__, ENCODERS], sort_keys=True, default=str).encode()).hexdigest()
-        if 'libx264' not in av.codecs_available: self.notes.append('libx264 is missing here: written as MPEG-4 part 2, larger and not for every player')
-        if pix_fmt == 'yuv420p' and (like.width % 2 or like.height % 2): self.notes.append(f'{like.width} x {like.height} made even by repeating the last column or row')
+        if pix_fmt not in ('yuv420p', 'yuv444p') or not 0 <= crf <= 51 or piece < 1:
+            raise ConfigError(f'pix_fmt={pix_fmt!r}, crf={crf}, piece={piece}', 'VideoWriter',
+                              "Use 'yuv420p' or 'yuv444p', 0 to 51, and 1 or more.")
+        self.path, self.info, self.sound, self.subtitles, self.piece, self.overwrite, self.damaged = _destination(path,
+            like, overwrite), like, sound, subtitles, piece, overwrite, damaged
+        check_container(like, path, sound, subtitles)
+        self.options, self.open, self.result, self.notes = (crf, preset, pix_fmt), None, None, []
+        self.key = hashlib.sha256(json.dumps([sha256(like.path), settings, crf, preset, pix_fmt, piece, like.width,
+                                              like.height, like.matrix, av.__version__, ENCODERS], sort_keys=True,
+                                             default=str).encode()).hexdigest()
+        if 'libx264' not in av.codecs_available:
+            self.notes.append('libx264 is missing here: written as MPEG-4 part 2, larger and not for every player')
+        if pix_fmt == 'yuv420p' and (like.width % 2 or like.height % 2):
+            self.notes.append(f'{like.width} x {like.height} made even by repeating the last column or row')
         self.work = self.path.parent/f'.{self.path.name}.deidnb'; self._lock()
-        self.files, self.records = _finished(self.work, self.key); self.state = self.records[-1].get('state') if self.records else None
+        self.files, self.records = _finished(self.work, self.key)
+        self.state = self.records[-1].get('state') if self.records else None
     def _lock(self):
         from filelock import FileLock, Timeout
         try: self.work.mkdir(parents=True, exist_ok=True); self.lock = FileLock(self.work/'lock'); self.lock.acquire(timeout=0)
-        except Timeout as e: raise OutputError('is being written by another process', self.path, 'Wait for it, or choose another destination.') from e
-        except OSError as e: raise OutputError(f'cannot be written ({e.strerror or e})', self.path, 'Check the folder, its permissions and the free space.') from e
+        except Timeout as e:
+            raise OutputError('is being written by another process', self.path,
+                              'Wait for it, or choose another destination.') from e
+        except OSError as e:
+            raise OutputError(f'cannot be written ({e.strerror or e})', self.path,
+                              'Check the folder, its permissions and the free space.') from e
     @property
-    def start(self)->int: return sum(len(r['pts']) for r in self.records) + (len(self.open.pts) if self.open else 0) # number of the next picture
+    def start(self)->int: # number of the next picture
+        return sum(len(r['pts']) for r in self.records) + (len(self.open.pts) if self.open else 0)
     @property
-    def after(self)->int|None: pts = (self.open and self.open.pts) or (self.records[-1]['pts'] if self.records else []); return pts[-1] if pts else None # time stamp of the last one
+    def after(self)->int|None: # time stamp of the last one
+        pts = (self.open and self.open.pts) or (self.records[-1]['pts'] if self.records else [])
+        return pts[-1] if pts else None
 
 # %% ../../nbs/faces/05_video_write.ipynb #21e4f2dc
 @patch
@@ -237,13 +292,18 @@ def write(self:VideoWriter,
     "Add a picture; `ConfigError` if it is not as large as the source's or not later than the last"
     import av
     size, last = (self.info.height, self.info.width, 3), self.after
-    if np.shape(rgb) != size or np.asarray(rgb).dtype != np.uint8: raise ConfigError(f'picture {self.start} is {getattr(rgb, "dtype", "")} {np.shape(rgb)}', self.path, f'Give uint8 {size}.')
-    if last is not None and pts <= last: raise ConfigError(f'picture {self.start} has the time stamp {pts} after {last}', self.path, 'Time stamps must grow.')
+    if np.shape(rgb) != size or np.asarray(rgb).dtype != np.uint8:
+        raise ConfigError(f'picture {self.start} is {getattr(rgb, "dtype", "")} {np.shape(rgb)}', self.path,
+                          f'Give uint8 {size}.')
+    if last is not None and pts <= last:
+        raise ConfigError(f'picture {self.start} has the time stamp {pts} after {last}', self.path, 'Time stamps must grow.')
     try:
         self.open = self.open or _Piece(self.work/f'{len(self.files):05d}.mp4', self.info, *self.options)
         self.open.write(int(pts), rgb)
         if len(self.open.pts) == self.piece: self.close_piece()
-    except (av.FFmpegError, OSError) as e: raise OutputError(f'cannot be written ({e.strerror or e})', self.path, 'Check the folder, its permissions and the free space.') from e
+    except (av.FFmpegError, OSError) as e:
+        raise OutputError(f'cannot be written ({e.strerror or e})', self.path,
+                          'Check the folder, its permissions and the free space.') from e
 
 @patch
 def close_piece(self:VideoWriter)->None:
@@ -260,9 +320,14 @@ def finish(self:VideoWriter)->VideoInfo:
     if not self.records: raise OutputError('has no picture', self.path, 'Write at least one.')
     whole = self.work/'whole'
     try: _join(whole, CONTAINERS[self.path.suffix.lower()], self.files, self.records, self.info, self.sound, self.subtitles)
-    except av.error.InvalidDataError as e: raise InputError('holds sound or subtitles that are damaged', self.info.path, 'Leave them out (sound=False, subtitles=False). ' + REPAIR) from e
-    except av.FFmpegError as e: raise OutputError(f'cannot be written ({e.strerror or e})', self.path, 'Check the free space, or write to .mkv.') from e
-    try: self.result = verify_video(whole, self.info, [t for r in self.records for t in r['pts']], self.sound, self.subtitles, self.damaged)
+    except av.error.InvalidDataError as e:
+        raise InputError('holds sound or subtitles that are damaged', self.info.path,
+                         'Leave them out (sound=False, subtitles=False). ' + REPAIR) from e
+    except av.FFmpegError as e:
+        raise OutputError(f'cannot be written ({e.strerror or e})', self.path, 'Check the free space, or write to .mkv.') from e
+    try:
+        self.result = verify_video(whole, self.info, [t for r in self.records for t in r['pts']], self.sound,
+                                   self.subtitles, self.damaged)
     except OutputError as e: self.records, e.where = [], str(self.path); raise
     with atomic_path(self.path, self.overwrite) as tmp: os.replace(whole, tmp)
     self.result.path, self.records = self.path, []

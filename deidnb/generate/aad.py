@@ -39,14 +39,19 @@ class AADBlock(nn.Module):
         return self.skip(h) + self.conv2(f(self.second(self.conv1(f(self.first(h, a, w))), a, w)))
 
 # %% ../../nbs/generate/20_aad.ipynb #31730785
-def convolution(i, o, k=4, s=2, norm=True): return nn.Sequential(nn.Conv2d(i, o, k, s, 1, bias=not norm), *([nn.BatchNorm2d(o)] if norm else []), nn.LeakyReLU(.1))
+def convolution(i, o, k=4, s=2, norm=True):
+    return nn.Sequential(nn.Conv2d(i, o, k, s, 1, bias=not norm), *([nn.BatchNorm2d(o)] if norm else []), nn.LeakyReLU(.1))
 
 class Up(nn.Module):
     "Twice as large: transposed convolution (documents), or enlarge and convolve, which leaves no grid"
     def __init__(self, i, o, transposed=False):
         super().__init__(); self.transposed = transposed
-        self.conv = nn.Sequential(nn.ConvTranspose2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(.1)) if transposed else nn.Sequential(nn.Conv2d(i, o, 1), nn.LeakyReLU(.1))
-    def forward(self, x): return self.conv(x) if self.transposed else F.interpolate(self.conv(x), scale_factor=2, mode='bilinear', align_corners=False)
+        self.conv = nn.Sequential(nn.ConvTranspose2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o),
+                                  nn.LeakyReLU(.1)) if transposed else nn.Sequential(nn.Conv2d(i, o, 1),
+            nn.LeakyReLU(.1))
+    def forward(self, x):
+        return self.conv(x) if self.transposed else F.interpolate(self.conv(x), scale_factor=2, mode='bilinear',
+            align_corners=False)
 
 class AttributeEncoder(nn.Module):
     "Pictures (B, channels, S, S) -> list of maps, smallest first (eq. 5.8)"
@@ -54,7 +59,8 @@ class AttributeEncoder(nn.Module):
         super().__init__(); self.fold, w = fold, list(widths); c = channels*fold**2
         self.stem = nn.Sequential(nn.Conv2d(c, w[0], 3, 1, 1), nn.LeakyReLU(.1)) if fold > 1 else None
         ins = w[:-1] if fold > 1 else [channels, *w[:-1]]; outs = w[1:] if fold > 1 else w
-        self.down = nn.ModuleList(convolution(i, o, *((4, 2) if transposed else (3, 2)), norm=transposed) for i, o in zip(ins, outs))
+        self.down = nn.ModuleList(convolution(i, o, *((4, 2) if transposed else (3, 2)), norm=transposed) for i,
+                                  o in zip(ins, outs))
         self.up = nn.ModuleList(); self.channels = [w[-1]]
         for skip in w[-2::-1]: self.up.append(Up(self.channels[-1], skip, transposed)); self.channels.append(2*skip)
         if fold == 1: self.channels.append(self.channels[-1])
@@ -74,27 +80,38 @@ PRESETS = dict(
 
 class FusionNet(nn.Module):
     "What is kept (B, channels, S, S) and identity codes (B, code) -> (B, 3, S, S)"
-    def __init__(self, size=128, code=128, channels=8, style=256, widths=(32, 64, 128, 256), fold=2, blocks=((256, 256), (256, 128), (128, 64), (64, 32)), normed=2, transposed=False, head=16):
-        super().__init__(); self.config = dict(size=size, code=code, channels=channels, style=style, widths=list(widths), fold=fold, blocks=[list(b) for b in blocks], normed=normed, transposed=transposed, head=head)
-        self.encoder = AttributeEncoder(channels, widths, fold, transposed); a, c = self.encoder.channels, blocks[0][0]; self.least = size//(fold*2**(len(a)-1))
+    def __init__(self, size=128, code=128, channels=8, style=256, widths=(32, 64, 128, 256), fold=2,
+                 blocks=((256, 256), (256, 128), (128, 64), (64, 32)), normed=2, transposed=False, head=16):
+        super().__init__()
+        self.config = dict(size=size, code=code, channels=channels, style=style, widths=list(widths), fold=fold,
+                           blocks=[list(b) for b in blocks], normed=normed, transposed=transposed, head=head)
+        self.encoder = AttributeEncoder(channels, widths, fold, transposed)
+        a, c = self.encoder.channels, blocks[0][0]; self.least = size//(fold*2**(len(a)-1))
         if len(a) != len(blocks): raise ConfigError(f'{len(a)} maps but {len(blocks)} blocks', 'blocks')
-        self.style = nn.Identity() if head == 0 else nn.Sequential(nn.Linear(code, style), nn.LeakyReLU(.2), nn.Linear(style, style), nn.LeakyReLU(.2)); d = code if head == 0 else style
+        self.style = nn.Identity() if head == 0 else nn.Sequential(nn.Linear(code, style), nn.LeakyReLU(.2),
+            nn.Linear(style, style), nn.LeakyReLU(.2))
+        d = code if head == 0 else style
         self.start = nn.ConvTranspose2d(code, c, 2, 1, 0) if head == 0 else nn.Linear(d, 32*self.least**2)
         self.mix = None if head == 0 else nn.Conv2d(32 + a[0], c, 1)
         self.blocks = nn.ModuleList(AADBlock(i, o, k, d, n < normed) for n, ((i, o), k) in enumerate(zip(blocks, a)))
-        self.head = None if head == 0 else nn.Sequential(nn.LeakyReLU(.1), nn.Conv2d(blocks[-1][1], head, 3, 1, 1), nn.LeakyReLU(.1), nn.Upsample(scale_factor=2, mode='bilinear'), nn.Conv2d(head, 3, 3, 1, 1))
+        self.head = None if head == 0 else nn.Sequential(nn.LeakyReLU(.1), nn.Conv2d(blocks[-1][1], head, 3, 1, 1),
+                                                         nn.LeakyReLU(.1), nn.Upsample(scale_factor=2, mode='bilinear'),
+                                                         nn.Conv2d(head, 3, 3, 1, 1))
         if self.head is not None:
             with torch.no_grad(): self.head[-1].weight *= .1
     def merge(self, a, z): # attributes, codes -> picture (eq. 5.9)
         w = self.style(z*math.sqrt(z.shape[1])) if self.head is not None else z
-        h = self.start(z[:, :, None, None]) if self.head is None else self.mix(torch.cat([self.start(w).unflatten(1, (32, self.least, self.least)).to(a[0].dtype), a[0]], 1))
+        h = self.start(z[:, :, None, None]) if self.head is None else self.mix(torch.cat([self.start(w).unflatten(1,
+                        (32, self.least, self.least)).to(a[0].dtype), a[0]], 1))
         for i, (b, x) in enumerate(zip(self.blocks, a)):
             if i: h = F.interpolate(h, scale_factor=2, mode='bilinear', align_corners=False)
             h = b(h, x, w)
         return torch.tanh(h) if self.head is None else self.head(h)
     def forward(self, x, z):
-        if x.ndim != 4 or x.shape[1:] != (self.config['channels'], self.config['size'], self.config['size']) or z.shape != (len(x), self.config['code']):
-            raise InputError(f"needs pictures (n, {self.config['channels']}, {self.config['size']}, {self.config['size']}) and codes (n, {self.config['code']}), got {tuple(x.shape)} and {tuple(z.shape)}", 'FusionNet')
+        if x.ndim != 4 or x.shape[1:] != (self.config['channels'], self.config['size'],
+                                          self.config['size']) or z.shape != (len(x), self.config['code']):
+            raise InputError(f"needs pictures (n, {self.config['channels']}, {self.config['size']}, {self.config['size']}) and codes (n, {self.config['code']}), got {tuple(x.shape)} and {tuple(z.shape)}",
+                             'FusionNet')
         return self.merge(self.encoder(x), z)
 
 # %% ../../nbs/generate/20_aad.ipynb #9667237c
@@ -106,18 +123,23 @@ class FirstGuess(nn.Module):
     def forward(self, z, grid):
         with torch.autocast(z.device.type, enabled=False):
             q = torch.cat([torch.ones_like(z[:, :1]), (z-self.mean)*math.sqrt(z.shape[1])], 1).float()
-            return F.grid_sample((q @ self.weight.float()).unflatten(1, (3, self.side, self.side)), grid.float()*2/(self.side-1) - 1, align_corners=True)
+            return F.grid_sample((q @ self.weight.float()).unflatten(1, (3, self.side, self.side)),
+                                 grid.float()*2/(self.side-1) - 1, align_corners=True)
 
 def guess_of(U, V, mean): # (129, r), (r, 27648), (128,)
     "`FirstGuess` from a texture in few numbers"
     g = FirstGuess(len(mean), int(round(math.sqrt(V.shape[1]/3))))
-    with torch.no_grad(): g.weight.copy_(torch.as_tensor(U).float() @ torch.as_tensor(V).float()); g.mean.copy_(torch.as_tensor(mean))
+    with torch.no_grad():
+        g.weight.copy_(torch.as_tensor(U).float() @ torch.as_tensor(V).float())
+        g.mean.copy_(torch.as_tensor(mean))
     return g.requires_grad_(False)
 
 class Fuser(nn.Module):
     "What is left of a picture, and a code -> the face of that code"
     def __init__(self, texture=96, **config):
-        super().__init__(); self.net = FusionNet(**config); self.guess = FirstGuess(self.net.config['code'], texture) if texture else None; self.config = self.net.config | dict(texture=texture)
+        super().__init__(); self.net = FusionNet(**config)
+        self.guess = FirstGuess(self.net.config['code'], texture) if texture else None
+        self.config = self.net.config | dict(texture=texture)
     def forward(self, base, mask, lines, grid, z): # (B, 3, S, S) in [0, 1], (B, 1, S, S), (B, 1, S, S), (B, S, S, 2), (B, code) -> (B, 3, S, S) in about [0, 1]
         t = self.guess(z, grid); first = base + t*(mask > 0)
         return first + self.net(torch.cat([first*2 - 1, mask, lines, t*4], 1), z).float()
@@ -127,7 +149,9 @@ class PatchDiscriminator(nn.Module):
     "(B, channels, S, S) -> scores (B, 1, S/8, S/8), list of features"
     def __init__(self, channels=3, width=32, layers=3):
         super().__init__(); c = width; self.steps = nn.ModuleList([nn.Conv2d(channels, c, 4, 2, 1)])
-        for i in range(1, layers): self.steps.append(nn.Sequential(nn.Conv2d(c, min(2*c, 8*width), 4, 2, 1), nn.InstanceNorm2d(min(2*c, 8*width)))); c = min(2*c, 8*width)
+        for i in range(1, layers):
+            self.steps.append(nn.Sequential(nn.Conv2d(c, min(2*c, 8*width), 4, 2, 1), nn.InstanceNorm2d(min(2*c, 8*width))))
+            c = min(2*c, 8*width)
         self.last = nn.Conv2d(c, 1, 3, 1, 1)
     def forward(self, x):
         kept = []
@@ -146,25 +170,34 @@ class MultiScale(nn.Module):
 def over(x, mask): # scores (B, 1, h, w), weights (B, 1, S, S) or None: the mean over the patches that matter
     if mask is None: return x.float().mean()
     m = F.adaptive_avg_pool2d(mask, x.shape[-2:]); return (x.float()*m).sum()/m.sum().clamp(min=1e-6)
-def hinge_d(real, fake, mask_real=None, mask=None): return sum(over(F.relu(1-r), mask_real) + over(F.relu(1+f), mask) for (r, _), (f, _) in zip(real, fake))/len(real)
+def hinge_d(real, fake, mask_real=None, mask=None):
+    return sum(over(F.relu(1-r), mask_real) + over(F.relu(1+f), mask) for (r, _), (f, _) in zip(real, fake))/len(real)
 def hinge_g(fake, mask=None): return -sum(over(f, mask) for f, _ in fake)/len(fake)
 def weak_features(real, fake, since=1): # Disguise: from layer `since` on
     "Mean L1 distance of the deeper features"
-    return sum(F.l1_loss(f.float(), r.detach().float()) for (_, R), (_, K) in zip(real, fake) for r, f in zip(R[since:], K[since:]))/len(real)
+    return sum(F.l1_loss(f.float(), r.detach().float()) for (_, R), (_, K) in zip(real, fake) for r,
+               f in zip(R[since:], K[since:]))/len(real)
 
 # %% ../../nbs/generate/20_aad.ipynb #952774b5
 def save_net(net, path, arrays=None, overwrite=False, **meta): # arrays: name -> numpy array kept beside the weights; meta: JSON values
     "Network and what belongs to it in one file"
     from safetensors.torch import save_file
-    d = {'net.' + k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous() for k, v in net.state_dict().items()} | {k: torch.as_tensor(v).contiguous() for k, v in (arrays or {}).items()}
-    with atomic_path(path, overwrite=overwrite) as tmp: save_file(d, str(tmp), {'config': json.dumps(net.config)} | {k: json.dumps(v) for k, v in meta.items()})
+    d = {'net.' + k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous() for k,
+         v in net.state_dict().items()} | {k: torch.as_tensor(v).contiguous() for k, v in (arrays or {}).items()}
+    with atomic_path(path, overwrite=overwrite) as tmp:
+        save_file(d, str(tmp), {'config': json.dumps(net.config)} | {k: json.dumps(v) for k, v in meta.items()})
 
 def load_net(path)->tuple: # network in evaluation mode, dict of other tensors, dict of metadata
     "`InputError` if the file is something else"
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(str(path), 'pt') as f: meta = {k: json.loads(v) for k, v in f.metadata().items()}; d = {k: f.get_tensor(k) for k in f.keys()}
-        net = Fuser(**meta.pop('config')); net.load_state_dict({k[4:]: v.float() if v.is_floating_point() else v for k, v in d.items() if k.startswith('net.')})
+        with safe_open(str(path), 'pt') as f:
+            meta = {k: json.loads(v) for k, v in f.metadata().items()}
+            d = {k: f.get_tensor(k) for k in f.keys()}
+        net = Fuser(**meta.pop('config'))
+        net.load_state_dict({k[4:]: v.float() if v.is_floating_point() else v for k, v in d.items() if k.startswith('net.')})
     except FileNotFoundError: raise InputError('no such file', path) from None
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as e: raise InputError(f'holds no fusion network: {str(e).splitlines()[0]}', path, 'Make one with deidnb.train.fusion.') from None
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise InputError(f'holds no fusion network: {str(e).splitlines()[0]}', path,
+                         'Make one with deidnb.train.fusion.') from None
     return net.eval().requires_grad_(False), {k: v for k, v in d.items() if not k.startswith('net.')}, meta

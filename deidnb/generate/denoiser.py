@@ -27,14 +27,17 @@ class AdaIN(nn.Module):
         super().__init__(); self.linear = nn.Linear(d, 2*c) if d else None
         if d: nn.init.normal_(self.linear.weight, 0, .02); nn.init.zeros_(self.linear.bias)
     def forward(self, h, C=None):
-        v, m = torch.var_mean(h.float(), (2, 3), keepdim=True, correction=0); h = (h-m)*torch.rsqrt(v + 1e-5)     # on CPUs F.instance_norm copies into another memory format
+        # on CPUs F.instance_norm copies into another memory format
+        v, m = torch.var_mean(h.float(), (2, 3), keepdim=True, correction=0)
+        h = (h-m)*torch.rsqrt(v + 1e-5)
         if self.linear is None: return h
         s, m = self.linear(C)[:, :, None, None].chunk(2, 1); return h*(1+s) + m
 
 class DenoiserBlock(nn.Module):
     "Residual block: AdaIN, activation, 3x3 convolution, twice"
     def __init__(self, i, o, d):
-        super().__init__(); self.n1, self.c1, self.n2, self.c2 = AdaIN(i, d), nn.Conv2d(i, o, 3, 1, 1), AdaIN(o, d), nn.Conv2d(o, o, 3, 1, 1)
+        super().__init__()
+        self.n1, self.c1, self.n2, self.c2 = AdaIN(i, d), nn.Conv2d(i, o, 3, 1, 1), AdaIN(o, d), nn.Conv2d(o, o, 3, 1, 1)
         self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
         nn.init.zeros_(self.c2.weight); nn.init.zeros_(self.c2.bias)
     def forward(self, h, C=None): return self.skip(h) + self.c2(F.silu(self.n2(self.c1(F.silu(self.n1(h, C))), C)))
@@ -43,28 +46,37 @@ class DenoiserBlock(nn.Module):
 class TextureAttention(nn.Module):
     "Noise features, background features (B, c, H, W) -> (B, c, H, W)"
     def __init__(self, c, width=None):
-        super().__init__(); w = width or c; self.q, self.k, self.v = nn.Conv2d(c, w, 1), nn.Conv2d(c, w, 1), nn.Conv2d(c, c, 1); self.tau = nn.Parameter(torch.zeros(()))
+        super().__init__(); w = width or c
+        self.q, self.k, self.v = nn.Conv2d(c, w, 1), nn.Conv2d(c, w, 1), nn.Conv2d(c, c, 1)
+        self.tau = nn.Parameter(torch.zeros(()))
     def forward(self, n, b):
         q, k, v = (f(x).flatten(2).transpose(1, 2) for f, x in ((self.q, n), (self.k, b), (self.v, b)))
         return self.tau*F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b.shape) + b
 
 # %% ../../nbs/generate/30_denoiser.ipynb #1ad85f11
-DENOISERS = dict(compact=dict(size=128, fold=2, widths=(32, 96, 160, 192), attend=(16, 8)), paper=dict(size=256, fold=1, widths=(64, 128, 256, 384, 512), attend=(32, 16)))
+DENOISERS = dict(compact=dict(size=128, fold=2, widths=(32, 96, 160, 192), attend=(16, 8)), paper=dict(size=256, fold=1,
+        widths=(64, 128, 256, 384, 512), attend=(32, 16)))
 
 def sinusoid(t, d=128): # (B,) steps -> (B, d)
-    f = torch.exp(torch.arange(d//2, device=t.device)*(-math.log(1e4)/(d//2)))*t.float()[:, None]; return torch.cat([f.sin(), f.cos()], 1)
+    f = torch.exp(torch.arange(d//2, device=t.device)*(-math.log(1e4)/(d//2)))*t.float()[:, None]
+    return torch.cat([f.sin(), f.cos()], 1)
 
 class Denoiser(ModelMixin, ConfigMixin):
     "Noisy face, step, masked picture, rendering, coefficients, code -> prediction, all (B, 3, S, S) in [-1, 1]"
     @register_to_config
-    def __init__(self, size:int=128, fold:int=2, widths:tuple=(32, 96, 160, 192), attend:tuple=(16, 8), code:int=128, rho:int=261, render:bool=True, attention:bool=True, identity:bool=True):
+    def __init__(self, size:int=128, fold:int=2, widths:tuple=(32, 96, 160, 192), attend:tuple=(16, 8), code:int=128,
+                 rho:int=261, render:bool=True, attention:bool=True, identity:bool=True):
         super().__init__(); w, d = list(widths), code; first = 3*fold**2; sizes = [size//fold//2**i for i in range(len(w))]
         self.coefficients, self.time = nn.Linear(rho, d), nn.Sequential(nn.Linear(128, d), nn.SiLU(), nn.Linear(d, d))
-        self.enter, self.enter_texture = nn.Conv2d(first*(2 if render else 1), w[0], 3, 1, 1), nn.Conv2d(first, w[0], 3, 1, 1); pairs = list(zip([w[0], *w[:-1]], w))
-        self.encoder, self.texture = (nn.ModuleList(DenoiserBlock(i, o, k) for i, o in pairs) for k in (d, 0)); self.middle = DenoiserBlock(w[-1], w[-1], d)
+        self.enter, self.enter_texture = nn.Conv2d(first*(2 if render else 1), w[0], 3, 1, 1), nn.Conv2d(first, w[0], 3, 1, 1)
+        pairs = list(zip([w[0], *w[:-1]], w))
+        self.encoder, self.texture = (nn.ModuleList(DenoiserBlock(i, o, k) for i, o in pairs) for k in (d, 0))
+        self.middle = DenoiserBlock(w[-1], w[-1], d)
         self.lookup = nn.ModuleList(TextureAttention(o) if attention and s in attend else None for o, s in zip(w, sizes))
-        self.decoder = nn.ModuleList(DenoiserBlock(up + 2*o, o, d) for up, o in zip([*w[1:], w[-1]], w)); self.leave = nn.Sequential(nn.SiLU(), nn.Conv2d(w[0], first, 3, 1, 1))
-        self.direct, self.gain = nn.Conv2d(first, 4*first, 3, 1, 1), nn.Linear(d, 4*first); nn.init.zeros_(self.gain.weight); nn.init.zeros_(self.gain.bias)
+        self.decoder = nn.ModuleList(DenoiserBlock(up + 2*o, o, d) for up, o in zip([*w[1:], w[-1]], w))
+        self.leave = nn.Sequential(nn.SiLU(), nn.Conv2d(w[0], first, 3, 1, 1))
+        self.direct, self.gain = nn.Conv2d(first, 4*first, 3, 1, 1), nn.Linear(d, 4*first)
+        nn.init.zeros_(self.gain.weight); nn.init.zeros_(self.gain.bias)
 
     def background(self, masked)->list: # (B, 3, S, S) -> features of every level: the same for all steps
         "What E_t sees"
@@ -76,15 +88,21 @@ class Denoiser(ModelMixin, ConfigMixin):
         return (z*math.sqrt(z.shape[1]) if self.config.identity else 0) + self.coefficients(rho) + time
     def forward(self, sample, t, masked, rendered, rho, z, background=None):
         c = self.config; shape = (len(sample), 3, c.size, c.size)
-        if sample.shape != shape or rendered.shape != shape or rho.shape != (len(sample), c.rho) or z.shape != (len(sample), c.code): raise InputError(f'needs faces and renderings {shape}, coefficients (n, {c.rho}) and codes (n, {c.code}), got {tuple(sample.shape)}, {tuple(rendered.shape)}, {tuple(rho.shape)}, {tuple(z.shape)}', 'Denoiser')
-        time = self.time(sinusoid(t.expand(len(sample)))); C = self.condition(time, rho, z); B = self.background(masked) if background is None else background; kept = []
+        if sample.shape != shape or rendered.shape != shape or rho.shape != (len(sample),
+            c.rho) or z.shape != (len(sample), c.code):
+            raise InputError(f'needs faces and renderings {shape}, coefficients (n, {c.rho}) and codes (n, {c.code}), got {tuple(sample.shape)}, {tuple(rendered.shape)}, {tuple(rho.shape)}, {tuple(z.shape)}',
+                             'Denoiser')
+        time = self.time(sinusoid(t.expand(len(sample)))); C = self.condition(time, rho, z)
+        B = self.background(masked) if background is None else background; kept = []
         h = self.enter(self.unfold(torch.cat([sample, rendered], 1) if c.render else sample))
         for i, e in enumerate(self.encoder): h = e(F.avg_pool2d(h, 2) if i else h, C); kept.append(h)
         h = self.middle(h, C)
         for i in reversed(range(len(kept))):
             if i < len(kept)-1: h = F.interpolate(h, scale_factor=2, mode='nearest')
-            n, b = kept[i], B[i]; h = self.decoder[i](torch.cat([h, n, b if self.lookup[i] is None else self.lookup[i](n, b)], 1), C)
-        h = self.leave(h) + (self.direct(self.unfold(sample))*self.gain(time)[:, :, None, None]).unflatten(1, (4, -1)).sum(1); return F.pixel_shuffle(h, c.fold) if c.fold > 1 else h
+            n, b = kept[i], B[i]
+            h = self.decoder[i](torch.cat([h, n, b if self.lookup[i] is None else self.lookup[i](n, b)], 1), C)
+        h = self.leave(h) + (self.direct(self.unfold(sample))*self.gain(time)[:, :, None, None]).unflatten(1, (4, -1)).sum(1)
+        return F.pixel_shuffle(h, c.fold) if c.fold > 1 else h
 
 # %% ../../nbs/generate/30_denoiser.ipynb #66e90d64
 class DiffDeIDPipeline(DiffusionPipeline):
@@ -96,7 +114,8 @@ class DiffDeIDPipeline(DiffusionPipeline):
                  num_inference_steps=20, generator=None, eta=0., callback_on_step_end=None): # -> (B, 3, S, S) in [-1, 1]
         "All steps of the scheduler"
         d, s = self.denoiser, self.scheduler; s.set_timesteps(num_inference_steps, device=masked.device); B = d.background(masked)
-        x = torch.randn(masked.shape, generator=generator, device=masked.device, dtype=masked.dtype)*s.init_noise_sigma; more = dict(eta=eta, generator=generator) if isinstance(s, DDIMScheduler) else {}
+        x = torch.randn(masked.shape, generator=generator, device=masked.device, dtype=masked.dtype)*s.init_noise_sigma
+        more = dict(eta=eta, generator=generator) if isinstance(s, DDIMScheduler) else {}
         around = lambda x: x if hard is None else hard*x + (1-hard)*known
         for i, t in enumerate(self.progress_bar(s.timesteps)):
             x = s.step(d(around(s.scale_model_input(x, t)), t[None], masked, rendered, rho, z, B), t, x, **more).prev_sample

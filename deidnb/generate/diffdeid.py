@@ -25,10 +25,13 @@ def fit_crop(crop, P, b)->Coefficients: # uint8 (128, 128, 3), mesh in it, blend
 
 def paint_eyes(x, P): # uint8 (S, S, 3) rendering, mesh
     "Eyeballs and irises, as bright as the face around them"
-    skin = x[fill(x.shape[:2], P[REGIONS['left_cheek']]) + fill(x.shape[:2], P[REGIONS['right_cheek']]) > .5]; v = skin.mean() if len(skin) else 128.; out = x.astype(np.float32)
+    skin = x[fill(x.shape[:2], P[REGIONS['left_cheek']]) + fill(x.shape[:2], P[REGIONS['right_cheek']]) > .5]
+    v = skin.mean() if len(skin) else 128.; out = x.astype(np.float32)
     for eye, iris, c in (('left_eye', 'left_iris', 468), ('right_eye', 'right_iris', 473)):
-        inside, disc = fill(x.shape[:2], P[REGIONS[eye]]), np.zeros(x.shape[:2], np.uint8); r = max(1.2, np.linalg.norm(P[REGIONS[iris], :2] - P[c, :2], axis=1).mean())
-        cv2.circle(disc, np.int32(P[c, :2]*16).tolist(), int(16*r), 255, -1, cv2.LINE_AA, 4); ball = min(235., 1.15*v) + (.35*v - min(235., 1.15*v))*(disc/255.)
+        inside, disc = fill(x.shape[:2], P[REGIONS[eye]]), np.zeros(x.shape[:2], np.uint8)
+        r = max(1.2, np.linalg.norm(P[REGIONS[iris], :2] - P[c, :2], axis=1).mean())
+        cv2.circle(disc, np.int32(P[c, :2]*16).tolist(), int(16*r), 255, -1, cv2.LINE_AA, 4)
+        ball = min(235., 1.15*v) + (.35*v - min(235., 1.15*v))*(disc/255.)
         out += (ball[..., None] - out)*soft(inside.astype(np.float32), .4)[..., None]
     return np.rint(out).astype(np.uint8)
 
@@ -38,7 +41,9 @@ def rendering(c, P)->np.ndarray: # coefficients of one face, its mesh -> uint8 (
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.render import render
     with torch.inference_mode(): o = render(nobody_model(), c.torch(), (SIDE, SIDE))
-    m = o['mask'][0].numpy(); x = np.rint(255*o['image'][0].permute(1, 2, 0).clamp(0, 1).numpy()).astype(np.uint8); inside = (fill(m.shape, P[REGIONS['left_eye']]) + fill(m.shape, P[REGIONS['right_eye']])) > .5
+    m = o['mask'][0].numpy()
+    x = np.rint(255*o['image'][0].permute(1, 2, 0).clamp(0, 1).numpy()).astype(np.uint8)
+    inside = (fill(m.shape, P[REGIONS['left_eye']]) + fill(m.shape, P[REGIONS['right_eye']])) > .5
     return np.dstack([paint_eyes(x, P), 255*(m | inside)]).astype(np.uint8)
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #acd76ef6
@@ -51,9 +56,12 @@ def shown(base,  # uint8 (S, S, 3): the new face's surroundings; of what lies in
           drawn, # its `rendering`
           mouth=True)->dict: # float32: mask (S, S), hard (S, S) 0 or 1, grid (S, S, 2), masked and rendered (S, S, 3) in [-1, 1]
     "I_m and I_3d, and where the face goes"
-    x = base.astype(np.float32)/127.5 - 1; v = view(x/2 + .5, Q); hard = cv2.dilate((v['mask'] > .02).astype(np.uint8), np.ones((3, 3))).astype(np.float32); keep = 1 - hard
+    x = base.astype(np.float32)/127.5 - 1; v = view(x/2 + .5, Q)
+    hard = cv2.dilate((v['mask'] > .02).astype(np.uint8), np.ones((3, 3))).astype(np.float32)
+    keep = 1 - hard
     if mouth: keep = np.maximum(keep, mouth_zone(Q))
-    return dict(mask=v['mask'], hard=hard, grid=v['grid'], masked=x*keep[..., None], rendered=(drawn[..., :3].astype(np.float32)/127.5 - 1)*(drawn[..., 3:] > 0))
+    return dict(mask=v['mask'], hard=hard, grid=v['grid'], masked=x*keep[..., None],
+                rendered=(drawn[..., :3].astype(np.float32)/127.5 - 1)*(drawn[..., 3:] > 0))
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #605d8b76
 def with_albedo(c, delta)->Coefficients: # one face; (80,)
@@ -61,24 +69,32 @@ def with_albedo(c, delta)->Coefficients: # one face; (80,)
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.fit import harmonics
     from deidnb.morphable.render import AMBIENT
-    m = nobody_model(); r = np.repeat(m.albedo(c.delta).mean(0)/m.albedo(np.float32(delta)).mean(0), 9); dc = np.tile(np.eye(9)[0], 3)
-    return c.replace(delta=np.float32(delta), gamma=np.float32(r*c.gamma + dc*(r-1)*AMBIENT/harmonics(np.eye(3, dtype=np.float32))[0, 0]))
+    m = nobody_model(); r = np.repeat(m.albedo(c.delta).mean(0)/m.albedo(np.float32(delta)).mean(0), 9)
+    dc = np.tile(np.eye(9)[0], 3)
+    return c.replace(delta=np.float32(delta),
+                     gamma=np.float32(r*c.gamma + dc*(r-1)*AMBIENT/harmonics(np.eye(3, dtype=np.float32))[0, 0]))
 
 def conditions(crop, base, P, Q, b, c, # uint8 (S, S, 3) the face, and the new one's surroundings; meshes; blendshapes; `fit_crop`
                z, delta=None, mouth=True)->dict: # code (128,); albedo (80,) or None: the face's own -> what `shown` gives, known (S, S, 3), rho (261,), code, zone (S, S)
     "Everything the network is given"
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.fit import DISTANCE, rotation_vector, solve_points
-    a, e, R, t = solve_points(nobody_model(), Q, (SIDE, SIDE), b); new = (c if delta is None else with_albedo(c, delta)).replace(alpha=a, beta=e, pose=np.float32([*rotation_vector(R), *(t - [0, 0, DISTANCE])]))
+    a, e, R, t = solve_points(nobody_model(), Q, (SIDE, SIDE), b)
+    new = (c if delta is None else with_albedo(c, delta)).replace(alpha=a, beta=e,
+        pose=np.float32([*rotation_vector(R), *(t - [0, 0, DISTANCE])]))
     A = cv2.estimateAffinePartial2D(P[REGIONS['lips_outer'], :2], Q[REGIONS['lips_outer'], :2])[0] if mouth else None
-    around = base if A is None else np.where((mouth_zone(Q) > 0)[..., None], cv2.warpAffine(crop, A, (SIDE, SIDE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), base)
-    return shown(around, Q, rendering(new, Q), A is not None) | dict(known=base.astype(np.float32)/127.5 - 1, rho=new.pack().astype(np.float32), code=unit_code(z), zone=calm_zone(Q))
+    around = base if A is None else np.where((mouth_zone(Q) > 0)[..., None], cv2.warpAffine(crop, A, (SIDE, SIDE),
+            flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), base)
+    return shown(around, Q, rendering(new, Q), A is not None) | dict(known=base.astype(np.float32)/127.5 - 1,
+        rho=new.pack().astype(np.float32), code=unit_code(z), zone=calm_zone(Q))
 
 def batch_of(conditions): # list of what `conditions` gives -> dict of tensors (B, ...)
     "For the network"
     import torch
-    t = lambda k: torch.from_numpy(np.stack([np.asarray(c[k], np.float32) for c in conditions])); image = lambda k: t(k).permute(0, 3, 1, 2).contiguous()
-    return {k: image(k) for k in ('known', 'masked', 'rendered')} | {k: t(k)[:, None] for k in ('mask', 'hard')} | {k: t(k) for k in ('grid', 'rho', 'code', 'zone')}
+    t = lambda k: torch.from_numpy(np.stack([np.asarray(c[k], np.float32) for c in conditions]))
+    image = lambda k: t(k).permute(0, 3, 1, 2).contiguous()
+    return {k: image(k) for k in ('known', 'masked', 'rendered')} | {k: t(k)[:, None] for k in ('mask',
+            'hard')} | {k: t(k) for k in ('grid', 'rho', 'code', 'zone')}
 
 def with_texture(b, guess): # batch, `FirstGuess`
     "The rendering, with the fine texture that goes with the code"
@@ -86,7 +102,8 @@ def with_texture(b, guess): # batch, `FirstGuess`
 
 def draw(pipe, b, steps=20, generator=None, **kw): # `DiffDeIDPipeline`, batch with texture -> float32 (B, S, S, 3) in [0, 1]
     "Sample, and blur the upper forehead and the temples as `generate.fusion` does"
-    y = (pipe(b['masked'], b['rendered'], b['rho'], b['code'], b['hard'], b['known'], steps, generator, **kw).permute(0, 2, 3, 1)/2 + .5).clamp(0, 1).numpy()
+    y = (pipe(b['masked'], b['rendered'], b['rho'], b['code'], b['hard'], b['known'], steps, generator, **kw).permute(0,
+            2, 3, 1)/2 + .5).clamp(0, 1).numpy()
     return np.stack([calm(x, z) for x, z in zip(y, b['zone'].numpy())])
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #8b75202d
@@ -95,8 +112,11 @@ def save_diffdeid(net, path, arrays, overwrite=False, **meta): # Denoiser; guess
     import json, torch
     from safetensors.torch import save_file
     from deidnb.core import atomic_path
-    d = {'net.' + k: v.detach().cpu().half().contiguous() for k, v in net.state_dict().items()} | {k: torch.as_tensor(np.asarray(v)).contiguous() for k, v in arrays.items()}
-    with atomic_path(path, overwrite=overwrite) as tmp: save_file(d, str(tmp), {'config': json.dumps({k: v for k, v in net.config.items() if not k.startswith('_')})} | {k: json.dumps(v) for k, v in meta.items()})
+    d = {'net.' + k: v.detach().cpu().half().contiguous() for k,
+         v in net.state_dict().items()} | {k: torch.as_tensor(np.asarray(v)).contiguous() for k, v in arrays.items()}
+    with atomic_path(path, overwrite=overwrite) as tmp:
+        save_file(d, str(tmp), {'config': json.dumps({k: v for k, v in net.config.items() if not k.startswith('_')})}
+                  | {k: json.dumps(v) for k, v in meta.items()})
 
 def read_network(path)->tuple: # weight file -> Denoiser, the scheduler's settings, the arrays beside it
     "`InputError` if the file is something else"
@@ -104,10 +124,16 @@ def read_network(path)->tuple: # weight file -> Denoiser, the scheduler's settin
     from safetensors import SafetensorError, safe_open
     from deidnb.generate.denoiser import Denoiser
     try:
-        with safe_open(str(path), 'pt') as f: meta = {k: json.loads(v) for k, v in f.metadata().items()}; d = {k: f.get_tensor(k) for k in f.keys()}
-        net = Denoiser(**meta['config']); net.load_state_dict({k[4:]: v.float() for k, v in d.items() if k.startswith('net.')}); return net.eval().requires_grad_(False), meta['schedule'], {k: v for k, v in d.items() if not k.startswith('net.')}
+        with safe_open(str(path), 'pt') as f:
+            meta = {k: json.loads(v) for k, v in f.metadata().items()}
+            d = {k: f.get_tensor(k) for k in f.keys()}
+        net = Denoiser(**meta['config'])
+        net.load_state_dict({k[4:]: v.float() for k, v in d.items() if k.startswith('net.')})
+        return net.eval().requires_grad_(False), meta['schedule'], {k: v for k, v in d.items() if not k.startswith('net.')}
     except FileNotFoundError: raise InputError('no such file', path, 'Make it with deidnb.train.diffusion.') from None
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as e: raise InputError(f'holds no such network: {str(e).splitlines()[0]}', path, 'Make one with deidnb.train.diffusion.') from None
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise InputError(f'holds no such network: {str(e).splitlines()[0]}', path,
+                         'Make one with deidnb.train.diffusion.') from None
 
 @lru_cache(2)
 def load_diffdeid(path=None)->tuple: # weight file; None: the one that ships -> `DiffDeIDPipeline`, `FirstGuess`, (129, 80) alpha and delta of a code
@@ -115,22 +141,32 @@ def load_diffdeid(path=None)->tuple: # weight file; None: the one that ships -> 
     from diffusers import DDIMScheduler
     from deidnb.generate.aad import guess_of
     from deidnb.generate.denoiser import DiffDeIDPipeline
-    path = path or package_dir()/'weights'/'diffusion.safetensors'; net, schedule, d = read_network(path); pipe = DiffDeIDPipeline(net, DDIMScheduler(**schedule)); pipe.set_progress_bar_config(disable=True)
-    if not {'guess_u', 'guess_v', 'guess_mean', 'alpha', 'delta'} <= set(d): raise InputError('is the network of a baseline, not of DiffDeID', path, 'Make one with deidnb.train.diffusion.')
-    return pipe, guess_of(*(d['guess_'+k].numpy() for k in ('u', 'v', 'mean'))), d['alpha'].float().numpy(), d['delta'].float().numpy()
+    path = path or package_dir()/'weights'/'diffusion.safetensors'
+    net, schedule, d = read_network(path); pipe = DiffDeIDPipeline(net, DDIMScheduler(**schedule))
+    pipe.set_progress_bar_config(disable=True)
+    if not {'guess_u', 'guess_v', 'guess_mean', 'alpha', 'delta'} <= set(d):
+        raise InputError('is the network of a baseline, not of DiffDeID', path, 'Make one with deidnb.train.diffusion.')
+    return pipe, guess_of(*(d['guess_'+k].numpy() for k in ('u', 'v',
+                                                            'mean'))), d['alpha'].float().numpy(), d['delta'].float().numpy()
 
 # %% ../../nbs/generate/31_diffdeid.ipynb #8d5eb821
 def fitted(image, face)->tuple: # uint8 window, `Face` in it with a mesh -> (2, 3) window -> crop, the crop, mesh in it, `fit_crop`
     "The crop of the network, and the face in it"
     from deidnb.generate.donor import known
-    M = crop_matrix(face.points5, face.landmarks); P = move_mesh(M, face.landmarks); crop = warp(image, M, (SIDE, SIDE)); return M, crop, P, known(face, 'fit', lambda: fit_crop(crop, P, face.blendshapes))
+    M = crop_matrix(face.points5, face.landmarks); P = move_mesh(M, face.landmarks)
+    crop = warp(image, M, (SIDE, SIDE))
+    return M, crop, P, known(face, 'fit', lambda: fit_crop(crop, P, face.blendshapes))
 
 def surround(image, face, z, alpha, delta=None, weight=.8, detail=.35, limit=.3, mouth=True, first=None)->tuple: # uint8 window, `Face` in it with a mesh, code, shape (80,), albedo (80,) or None; shape and light (80,), (27,) of the first frame of a video -> `conditions`, arguments of `paste_face` after the face
     "From a photo to what the network is given"
-    P, b = face.landmarks, face.blendshapes; M, crop, Pc, c = fitted(image, face); c = c if first is None else c.replace(alpha=first[0], gamma=first[1])
-    Qc = aim(Pc, b, c.alpha, alpha, weight, detail, limit); Q = move_mesh(invert(M), Qc); base, length = carry_surroundings(image, P, Q, eye_distance(P))
-    return conditions(crop, warp(np.rint(base).clip(0, 255).astype(np.uint8), M, (SIDE, SIDE)), Pc, Qc, b, c, z, delta, mouth), (M, Q, base, length)
+    P, b = face.landmarks, face.blendshapes; M, crop, Pc, c = fitted(image, face)
+    c = c if first is None else c.replace(alpha=first[0], gamma=first[1])
+    Qc = aim(Pc, b, c.alpha, alpha, weight, detail, limit); Q = move_mesh(invert(M), Qc)
+    base, length = carry_surroundings(image, P, Q, eye_distance(P))
+    return conditions(crop, warp(np.rint(base).clip(0, 255).astype(np.uint8), M, (SIDE, SIDE)), Pc, Qc, b, c, z, delta,
+                      mouth), (M, Q, base, length)
 
+# %% ../../nbs/generate/31_diffdeid.ipynb #3c1b74f1
 class DiffDeID(FusionSwap):
     "A person who does not exist, painted by a diffusion model over a rendering (DiffDeID)"
     strength = dict(light=dict(level=2), medium=dict(), strong=dict(level=9))
@@ -144,24 +180,38 @@ class DiffDeID(FusionSwap):
         weight:float=.8, detail:float=.35, limit:float=.3, weights:str='', # see `FusionSwap`
     ):
         from deidnb.identity.lds import LDS
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000: raise ConfigError(f'must be a whole number from 1 to 1000, got {steps!r}', 'steps')
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
+            raise ConfigError(f'must be a whole number from 1 to 1000, got {steps!r}', 'steps')
         if albedo not in ('code', 'kept'): raise ConfigError(f"must be 'code' or 'kept', got {albedo!r}", 'albedo')
-        super().__init__(weight, detail, limit, weights=weights); self.lds, self.simulate = LDS(level, own=True), simulate; self.args = dict(steps=steps, mouth=mouth, albedo=albedo, reenact=reenact, simulate=simulate, detail=detail, limit=limit, weights=weights)
+        super().__init__(weight, detail, limit, weights=weights)
+        self.lds, self.simulate = LDS(level, own=True), simulate
+        self.args = dict(steps=steps, mouth=mouth, albedo=albedo, reenact=reenact, simulate=simulate, detail=detail,
+                         limit=limit, weights=weights)
     @property
     def guarantee(self): return self.lds.guarantee
     def escalate(self, level:int):
         "For the gate: farther away, more of the shape; None when there is nothing stronger"
-        return None if level > 5 else DiffDeID(min(9, self.lds.level + level), weight=min(3., self.config['weight'] + .15*level), **self.args)
+        return None if level > 5 else DiffDeID(min(9, self.lds.level + level),
+                                               weight=min(3., self.config['weight'] + .15*level), **self.args)
     def decide(self, crop, rng=None)->dict:
         "Code, shape, the noise to start from, shape and light of this frame"
         from deidnb.generate.donor import known, own_code
-        seed = seed_of(rng, self.simulate); z, alpha = self.lds.person(known(crop.face, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate); return dict(z=z[0], alpha=alpha[0], noise=noise_seed(seed), info=dict(level=self.lds.level)) | ((lambda c: dict(own=c.alpha, gamma=c.gamma))(fitted(crop.image, crop.face)[3]) if self.args['reenact'] and crop.face.landmarks is not None else {})
+        seed = seed_of(rng, self.simulate)
+        z, alpha = self.lds.person(known(crop.face, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate)
+        return dict(z=z[0], alpha=alpha[0], noise=noise_seed(seed),
+                    info=dict(level=self.lds.level)) | ((lambda c: dict(own=c.alpha, gamma=c.gamma))(fitted(crop.image,
+                    crop.face)[3]) if self.args['reenact'] and crop.face.landmarks is not None else {})
     def draw(self, crop, z, alpha=None, noise=0, own=None, gamma=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; shape and light of the first frame
         import torch
         f, c = crop.face, self.config; pipe, guess, A, B = load_diffdeid(c['weights'] or None)
-        if f.landmarks is None: raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
-        z = unit_code(z); alpha = np.r_[1, z] @ A if alpha is None else alpha; e, paste = surround(crop.image, f, z, alpha, np.r_[1, z] @ B if self.args['albedo'] == 'code' else None, c['weight'], c['detail'], c['limit'], self.args['mouth'], None if own is None else (np.asarray(own, np.float32), np.asarray(gamma, np.float32)))
+        if f.landmarks is None:
+            raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
+        z = unit_code(z); alpha = np.r_[1, z] @ A if alpha is None else alpha
+        e, paste = surround(crop.image, f, z, alpha, np.r_[1, z] @ B if self.args['albedo'] == 'code' else None,
+                            c['weight'], c['detail'], c['limit'], self.args['mouth'], None if own is None
+                            else (np.asarray(own, np.float32), np.asarray(gamma, np.float32)))
         y = draw(pipe, with_texture(batch_of([e]), guess), self.args['steps'], torch.Generator().manual_seed(noise))[0]
         out, mask = paste_face(crop.image, f, y, *paste); return Edit(out, mask, info or {})
     def __call__(self, crop, z=None, *, alpha=None, rng=None)->Edit: # z: code (128,) of the new face, alpha: its shape (80,); None: the method's own
-        return self.draw(crop, **self.decide(crop, rng)) if z is None else self.draw(crop, z, alpha, noise_seed(seed_of(rng, self.simulate)))
+        return self.draw(crop, **self.decide(crop, rng)) if z is None else self.draw(crop, z, alpha,
+            noise_seed(seed_of(rng, self.simulate)))

@@ -33,16 +33,23 @@ class Disguise(FusionSwap):
     ):
         from deidnb.identity.obfuscators import Ensemble, obfuscator
         for n, v, known in (('psi', psi, PSI), ('experts', experts, EXPERTS), ('utility', utility, UTILITY)):
-            if v not in known: raise ConfigError(f'there is no {n} {v!r}', n, did_you_mean(v, known) + (' Another one needs a network of its own: python -m deidnb.train.fusion --utility m3d,faceres.' if n == 'utility' else ''))
-        if epsilon and psi not in ('mlp', 'clipped'): raise ConfigError(f'{psi} has no epsilon', 'epsilon', "Take psi='mlp' or psi='clipped', or leave it out.")
+            if v not in known:
+                raise ConfigError(f'there is no {n} {v!r}', n,
+                                  did_you_mean(v, known) + (' Another one needs a network of its own: python -m deidnb.train.fusion --utility m3d,faceres.'
+                                                            if n == 'utility' else ''))
+        if epsilon and psi not in ('mlp', 'clipped'):
+            raise ConfigError(f'{psi} has no epsilon', 'epsilon', "Take psi='mlp' or psi='clipped', or leave it out.")
         super().__init__(**drawing); self.ensemble, self.simulate = Ensemble(experts), simulate
-        self.psi = obfuscator(psi, experts, **(dict(epsilon=epsilon) if epsilon else {})); self.args = dict(psi=psi, experts=experts, utility=utility, epsilon=epsilon, natural=natural, simulate=simulate); self.away = 0.
+        self.psi = obfuscator(psi, experts, **(dict(epsilon=epsilon) if epsilon else {}))
+        self.args = dict(psi=psi, experts=experts, utility=utility, epsilon=epsilon, natural=natural, simulate=simulate)
+        self.away = 0.
     @property
     def guarantee(self): return self.psi.guarantee
     def escalate(self, level:int):
         "For the gate: more of the shape, and a code that is pushed away from the face's own; None when there is nothing stronger"
         if level > 3: return None
-        d = Disguise(**self.args, **self.config | dict(weight=min(3., self.config['weight'] + .25*level))); d.away = .3*level; return d
+        d = Disguise(**self.args, **self.config | dict(weight=min(3., self.config['weight'] + .25*level)))
+        d.away = .3*level; return d
     def new_code(self, z, crop, rng):
         x = z if len(self.ensemble.experts) == 1 else self.ensemble.encode([crop.image], [crop.face])[0]
         new = self.psi(x[None], rng=seed_of(rng, self.simulate), simulate=self.simulate)

@@ -82,7 +82,8 @@ def reach(cover)->np.ndarray: # (36,)
 @lru_cache(1)
 def skirt_triangles(): # of the mesh and the skirt
     S, o = face_shape(), REGIONS['oval']; n = len(o); M = skirt(S.mean, 1.2)[:, :2]
-    side = lambda t: np.sign((M[t[:, 1], 0]-M[t[:, 0], 0])*(M[t[:, 2], 1]-M[t[:, 0], 1]) - (M[t[:, 1], 1]-M[t[:, 0], 1])*(M[t[:, 2], 0]-M[t[:, 0], 0]))
+    side = lambda t: np.sign((M[t[:, 1], 0]-M[t[:, 0], 0])*(M[t[:, 2], 1]-M[t[:, 0], 1]) - (M[t[:, 1], 1]-M[t[:, 0],
+                1])*(M[t[:, 2], 0]-M[t[:, 0], 0]))
     ring = np.array([t for i in range(n) for t in ((o[i], o[(i+1) % n], 478+i), (o[(i+1) % n], 478+(i+1) % n, 478+i))])
     return np.concatenate([S.triangles, ring if np.median(side(ring)) == np.median(side(S.triangles)) else ring[:, [0, 2, 1]]])
 
@@ -90,12 +91,14 @@ def skirt_triangles(): # of the mesh and the skirt
 def carry_surroundings(image, P, Q, unit)->tuple: # moved picture, displacement length (h, w) in px
     "Move what is around the face with its outline"
     o, move, out, length = Q[REGIONS['oval'], :2], (Q-P)[REGIONS['oval'], :2], image.copy(), np.zeros(image.shape[:2], np.float32)
-    lo, hi = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (o.min(0) - .76*unit, o.max(0) + .76*unit + 1))
+    lo, hi = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (o.min(0) - .76*unit,
+            o.max(0) + .76*unit + 1))
     win, (w, h) = np.s_[lo[1]:hi[1]+1, lo[0]:hi[0]+1], hi - lo + 1; f = min(1., 48/max(h, w))
     y, x = np.mgrid[:max(8, round(h*f)), :max(8, round(w*f))].astype(np.float32)
     d2 = ((x[..., None]/f + lo[0] - o[:, 0])**2 + (y[..., None]/f + lo[1] - o[:, 1])**2) / unit**2
     k = np.exp(-d2/(2*.18**2)) + 1e-9; fall = np.clip(1 - np.sqrt(d2.min(-1))/.75, 0, 1); fall = fall*fall*(3-2*fall)
-    field = cv2.resize(((k @ move) / k.sum(-1, keepdims=True) * fall[..., None]).astype(np.float32), (int(w), int(h)), interpolation=cv2.INTER_CUBIC)
+    field = cv2.resize(((k @ move) / k.sum(-1, keepdims=True) * fall[..., None]).astype(np.float32), (int(w), int(h)),
+                       interpolation=cv2.INTER_CUBIC)
     x, y = np.arange(lo[0], hi[0]+1, dtype=np.float32)[None], np.arange(lo[1], hi[1]+1, dtype=np.float32)[:, None]
     out[win] = cv2.remap(image, x - field[..., 0], y - field[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     length[win] = cv2.magnitude(field[..., 0], field[..., 1])
@@ -125,13 +128,20 @@ def match_parts(target, result, P, Q, unit, amount=.7)->np.ndarray:
     result = result.copy(); mean = lambda x, m: np.array(cv2.mean(x, (m > .5).astype(np.uint8))[:3])
     for outer, inner in (('lips_outer', 'lips_inner'), ('left_brow', None), ('right_brow', None)):
         both = np.concatenate([X[REGIONS[outer], :2] for X in (P, Q)]); top = np.array(result.shape[1::-1])
-        lo, hi = np.clip((both.min(0) - .2*unit).astype(int), 0, top-1), np.clip((both.max(0) + .2*unit).astype(int) + 1, 1, top); win = np.s_[lo[1]:hi[1], lo[0]:hi[0]]; t, r = target[win], result[win]
+        lo, hi = np.clip((both.min(0) - .2*unit).astype(int), 0, top-1), np.clip((both.max(0) + .2*unit).astype(int) + 1, 1, top)
+        win = np.s_[lo[1]:hi[1], lo[0]:hi[0]]; t, r = target[win], result[win]
         area = lambda X, name: fill(r.shape[:2], X[REGIONS[name], :2] - lo)
         a, b = (area(X, outer) - (area(X, inner) if inner else 0) for X in (P, Q))
         if min((a > .5).sum(), (b > .5).sum()) < 8: continue
-        if inner: result[win] = r + np.float32(amount*np.clip(mean(t, a) - mean(r, b), -20, 20)) * soft(np.clip(b, 0, 1), .02*unit)[..., None]; continue
-        rim = [cv2.dilate(m, np.ones((max(3, int(.12*unit)),)*2)) - m for m in (a, b)]; near = mean(r, rim[1]); own, c = (mean(t, a) - mean(t, rim[0]))[0], (mean(r, b) - near)[0]
-        if c < -2: result[win] = r + np.float32(amount*(np.clip(own/c, .3, 1.5) - 1)) * np.float32(r - near) * soft(b, .03*unit)[..., None]
+        if inner:
+            result[win] = r + np.float32(amount*np.clip(mean(t, a) - mean(r, b), -20, 20)) * soft(np.clip(b, 0, 1),
+                .02*unit)[..., None]
+            continue
+        rim = [cv2.dilate(m, np.ones((max(3, int(.12*unit)),)*2)) - m for m in (a, b)]
+        near = mean(r, rim[1]); own, c = (mean(t, a) - mean(t, rim[0]))[0], (mean(r, b) - near)[0]
+        if c < -2:
+            result[win] = r + np.float32(amount*(np.clip(own/c, .3, 1.5) - 1)) * np.float32(r - near) * soft(b,
+                .03*unit)[..., None]
     return result
 
 def match_grain(target, result, weight, unit)->np.ndarray:
@@ -160,7 +170,8 @@ def keep_parts(out, image,  # float (h, w, 3) result; uint8 (h, w, 3) the origin
     for fit, area, amount, blur in parts:
         A = cv2.estimateAffinePartial2D(P[REGIONS[fit], :2], Q[REGIONS[fit], :2])[0] if amount > 0 else None
         if A is None: continue
-        own = cv2.warpAffine(image, A.astype(np.float32), image.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        own = cv2.warpAffine(image, A.astype(np.float32), image.shape[1::-1], flags=cv2.INTER_CUBIC,
+                             borderMode=cv2.BORDER_REPLICATE)
         out = out + (own - out) * (soft(fill(out.shape, Q[REGIONS[area]]), blur*unit) * amount)[..., None]
     return out
 
@@ -179,7 +190,8 @@ def steer_gaze(mx, my,   # backward map of the warp, (h, w) each
         step *= min(1, most*unit/max(length, 1e-6)) * eye_distance(Pd)/unit
         r = int(np.ceil(.35*unit)); x0, y0 = max(0, x-r), max(0, y-r); win = np.s_[y0:y+r+1, x0:x+r+1]; hw = mx[win].shape
         gx, gy = np.arange(x0, x0+hw[1]) - t[0], (np.arange(y0, y0+hw[0]) - t[1])[:, None]
-        near = np.exp(-((gx**2 + gy**2)/(.2*unit)**2)**2) * soft(fill(hw, Q[REGIONS[eye], :2] - [x0, y0]), .012*unit) * (mx[win] >= 0)
+        near = np.exp(-((gx**2 + gy**2)/(.2*unit)**2)**2) * soft(fill(hw, Q[REGIONS[eye], :2] - [x0, y0]),
+            .012*unit) * (mx[win] >= 0)
         mx[win] += np.float32(step[0]*near); my[win] += np.float32(step[1]*near)
     return mx, my
 
@@ -200,7 +212,8 @@ def draw_donor(base, image, # (h, w, 3) uint8: around the oval, with the outline
     inner = (mask > .25) * (1 - features_region(hw, Q, unit))
     cheeks = cv2.max(cv2.max(*(fill(hw, Q[REGIONS[r]]) for r in ('left_cheek', 'right_cheek'))), fill(hw, Q[[168,197,5,4,195,6]]))
     st, sd = (skin_likeness(x, cheeks, inner, unit) for x in (T, D))
-    keep = 1.3 if cover < 1.1 else .8 if cover < 1.18 else 0.     # of the target's hair; where some is kept, the donor's does not come along
+    # of the target's hair; where some is kept, the donor's does not come along
+    keep = 1.3 if cover < 1.1 else .8 if cover < 1.18 else 0.
     if keep:
         above = hairline_zone(hw, Q, unit); own = np.maximum(above, side_zone(hw, Q, unit)) if cover < 1.1 else above
         hair = np.maximum((1-st) * above * keep, (1-sd) * own * 1.3).astype(np.float32)
@@ -220,10 +233,13 @@ def swap_face(image, P, b,     # window (h, w, 3) uint8; mesh (478, 3) and blend
     "Draw the donor into the window"
     S, unit = face_shape(), max(eye_distance(P), .33*np.linalg.norm(P[10, :2] - P[152, :2]))
     Q = transfer_shape(S, P, b, Pd, bd, weight, detail, limit)
-    Q[PARTS[4], :2] += pout(b) * (P[PARTS[4], :2] + (Q-P)[PARTS[4], :2].mean(0) - Q[PARTS[4], :2])     # pouting lips keep their form
+    # pouting lips keep their form
+    Q[PARTS[4], :2] += pout(b) * (P[PARTS[4], :2] + (Q-P)[PARTS[4], :2].mean(0) - Q[PARTS[4], :2])
     base, length = carry_surroundings(image, P, Q, unit)
-    lo, hi = Q[REGIONS['oval'], :2].min(0) - .35*unit, Q[REGIONS['oval'], :2].max(0) + .35*unit     # from here on only around the oval
-    (x0, y0), (x1, y1) = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (lo, hi)); win = np.s_[y0:y1+1, x0:x1+1]; shift = np.float32([x0, y0, 0])
+    # from here on only around the oval
+    lo, hi = Q[REGIONS['oval'], :2].min(0) - .35*unit, Q[REGIONS['oval'], :2].max(0) + .35*unit
+    (x0, y0), (x1, y1) = (np.clip(v, 0, [image.shape[1]-1, image.shape[0]-1]).astype(int) for v in (lo, hi))
+    win = np.s_[y0:y1+1, x0:x1+1]; shift = np.float32([x0, y0, 0])
     out, mask = base.copy(), np.zeros(image.shape[:2], np.float32)
     out[win], mask[win] = draw_donor(base[win], image[win], P - shift, Q - shift, unit, b, donor, Pd, cover)
     changed = np.minimum(soft(((mask > 0) | (length > .05)).astype(np.float32), 1.)*2, 1)
@@ -254,7 +270,9 @@ def own_code(crop)->np.ndarray: # (128,)
 def donor_from_bank(crop, c, rng, size)->tuple: # c: settings of `DonorSwap` -> picture, mesh, blendshapes, info
     "A donor of similar appearance and unlike identity"
     f, B, like, taken = crop.face, donor_bank(), None, []
-    seen, age, male = known(f, 'seen', lambda: appearance(crop, c['attributes'])); cost = donor_cost(B, f.landmarks, seen, f.blendshapes, age, male, known(f, 'rim', lambda: rim(crop.image, f.landmarks, seen[:3])))
+    seen, age, male = known(f, 'seen', lambda: appearance(crop, c['attributes']))
+    cost = donor_cost(B, f.landmarks, seen, f.blendshapes, age, male,
+                      known(f, 'rim', lambda: rim(crop.image, f.landmarks, seen[:3])))
     if c['choice'] != 'exponential' and c['far'] < 1: like = B.likeness(known(f, 'sface', lambda: own_code(crop)))
     for _ in range(c['level'] if c['choice'] == 'key' else 0):   # with a key, level n takes the n-th choice
         taken.append(choose_donor(cost, None, 'key', c['pool'], key=c['key'], taken=taken, like=like, far=c['far']))
@@ -286,11 +304,15 @@ class DonorSwap:
         steps:int=4,        # of refinement, where a code asks for a donor
         level:int=0,        # of escalation; set by `escalate`
     ):
-        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('cover', cover, .9, 1.25), ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6), ('far', far, 1e-3, 1), ('steps', steps, 0, 100)):
+        for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('cover', cover, .9, 1.25),
+                             ('limit', limit, .05, 1), ('epsilon', epsilon, 1e-6, 1e6), ('pool', pool, 1, 1e6),
+                             ('far', far, 1e-3, 1), ('steps', steps, 0, 100)):
             if not lo <= v <= hi: raise ConfigError(f'must lie in {lo:g}..{hi:g}, got {v}', n)
-        if choice not in ('random', 'exponential', 'key'): raise ConfigError(f'no way of choosing called {choice!r}', 'choice', "Use 'random', 'exponential' or 'key'.")
+        if choice not in ('random', 'exponential', 'key'):
+            raise ConfigError(f'no way of choosing called {choice!r}', 'choice', "Use 'random', 'exponential' or 'key'.")
         if choice == 'key' and not key: raise ConfigError('a key is needed', 'key', "Pass key='a long secret' with choice='key'.")
-        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice, epsilon=epsilon, key=key, attributes=attributes, cover=cover, steps=int(steps), level=level)
+        self.config = dict(weight=weight, detail=detail, limit=limit, pool=int(pool), far=far, choice=choice,
+                           epsilon=epsilon, key=key, attributes=attributes, cover=cover, steps=int(steps), level=level)
 
     @property
     def guarantee(self): # escalation may look closer at identity than the first attempt does
@@ -299,16 +321,20 @@ class DonorSwap:
     def escalate(self, level:int):
         "The same method, stronger; None when there is nothing stronger"
         if level >= len(LADDER): return None
-        step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items() if not (self.config['choice'] == 'key' and k in ('far', 'pool'))}   # a key goes on in one pool
+        # a key goes on in one pool
+        step = {k: (min if k == 'far' else max)(v, self.config[k]) for k, v in LADDER[level].items()
+                if not (self.config['choice'] == 'key' and k in ('far', 'pool'))}
         return type(self)(**{**self.config, **step, 'level': level})
 
     def decide(self, crop, rng, z=None)->dict: # z: SFace code (128,) that the donor should have; None: choose from the bank -> arguments of `draw`
         "Who lends the face; one decision serves all frames of a video"
         size = 1024 if eye_distance(self.check(crop).landmarks) > 220 else 512
-        return dict(zip(('donor', 'mesh', 'blendshapes', 'info'), donor_from_bank(crop, self.config, rng, size) if z is None else donor_on_demand(crop, z, self.config, size)))
+        return dict(zip(('donor', 'mesh', 'blendshapes', 'info'), donor_from_bank(crop, self.config, rng, size)
+                        if z is None else donor_on_demand(crop, z, self.config, size)))
     def draw(self, crop, donor, mesh, blendshapes, info=None)->Edit: # the donor's picture, mesh and blendshapes
         "Warp that donor onto the face"
-        f, c = self.check(crop), self.config; out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, mesh, blendshapes, c['weight'], c['detail'], c['limit'], c['cover'])
+        f, c = self.check(crop), self.config
+        out, mask, _ = swap_face(crop.image, f.landmarks, f.blendshapes, donor, mesh, blendshapes, c['weight'], c['detail'], c['limit'], c['cover'])
         return Edit(out, mask, dict(info or {}, level=c['level'], weight=c['weight']))
     def check(self, crop):
         if crop.face.landmarks is None: raise InputError('no mesh fits this face', 'donor_swap', 'Use blur, pixelate or mask for it.')

@@ -41,7 +41,8 @@ def canonical_texture(rgb, landmarks)->np.ndarray: # (96, 96, 3) uint8, black ou
 def _zones(): # named bool masks on the texture
     q = texture_layout()[:, :2]; y, x = np.mgrid[:TEXTURE, :TEXTURE]; f = lambda n: fill((TEXTURE, TEXTURE), q[REGIONS[n]]) > .5
     grow = lambda m: cv2.dilate(m.astype(np.uint8), np.ones((3, 3))) > 0
-    oval, cheeks, lips = cv2.erode(f('oval').astype(np.uint8), np.ones((5, 5))) > 0, f('left_cheek') | f('right_cheek'), grow(f('lips_outer'))
+    oval, cheeks, lips = cv2.erode(f('oval').astype(np.uint8),
+                                   np.ones((5, 5))) > 0, f('left_cheek') | f('right_cheek'), grow(f('lips_outer'))
     eyes = grow(f('left_eye') | f('right_eye') | f('left_brow') | f('right_brow'))
     return dict(oval=oval, cheeks=cheeks, left=cheeks & (x < TEXTURE/2), right=cheeks & (x > TEXTURE/2),
         forehead=oval & (y < q[[105,334,66,296], 1].min() - 2), bridge=(y > q[168,1]-3) & (y < q[6,1]+4) & (np.abs(x-q[6,0]) < 4),
@@ -95,7 +96,8 @@ class DonorBank:
         self.inner /= np.linalg.norm(self.inner, axis=1, keepdims=True)
         both = lambda a, b: np.concatenate([a, b]).astype(np.float32)
         bs, turn, lk = z['blendshapes'].astype(np.float32)/255, z['turn'].astype(np.float32), z['look'].astype(np.float32)
-        self.blendshapes = both(bs, bs[:, mirror_index(BLENDSHAPES)]); self.turn = both(turn, turn*[-1, 1]); self.look = both(lk, lk*np.where(np.array(LOOK) == 'side', -1, 1))
+        self.blendshapes = both(bs, bs[:, mirror_index(BLENDSHAPES)]); self.turn = both(turn, turn*[-1, 1])
+        self.look = both(lk, lk*np.where(np.array(LOOK) == 'side', -1, 1))
         self.rim = both(z['rim'], z['rim'][:, ::-1])
         lids = lid_opening(self._mesh.astype(np.float32)); self.lids = both(lids, lids[:, ::-1])
         self.age, self.male = both(z['age'], z['age']), both(z['male'], z['male'])
@@ -125,7 +127,8 @@ def style_picture(w, size:int, name:str)->np.ndarray: # (size, size, 3) uint8
     im = cv2.imread(str(path)) if path.is_file() else None
     if im is None or im.shape != (size, size, 3):
         im = np.ascontiguousarray(nobody().render(w, size)[..., ::-1])
-        with atomic_path(path, overwrite=True) as tmp: tmp.write_bytes(cv2.imencode('.jpg', im, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+        with atomic_path(path, overwrite=True) as tmp:
+            tmp.write_bytes(cv2.imencode('.jpg', im, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
         im = cv2.imread(str(path))   # the same pixels as next time
     return np.ascontiguousarray(im[..., ::-1])
 
@@ -141,12 +144,16 @@ def bank_id(bank)->str:
     return bank._id
 
 # %% ../../nbs/generate/12_donor_bank.ipynb #3590ac87
-SCALES = dict(turn=(3., 2.), L=8., ab=6., chin=4., moustache=5., side=8., fringe=.02, expression=.22, lids=.06, age=7., male=.15, rim=(22., 10., 10.))
+SCALES = dict(turn=(3., 2.), L=8., ab=6., chin=4., moustache=5., side=8., fringe=.02, expression=.22, lids=.06, age=7.,
+              male=.15, rim=(22., 10., 10.))
 
 def donor_cost(bank, landmarks, look, blendshapes, age=None, male=None, rim=None)->np.ndarray: # (len(bank),)
     "How much each donor differs from the target in what should be kept"
     s, d = SCALES, bank.look - look
-    c = (((bank.turn - head_turn(landmarks))/s['turn'])**2).sum(1) + (((bank.lids - lid_opening(landmarks))/s['lids'])**2).sum(1) + (d[:, 0]/s['L'])**2 + ((d[:, 1:3]/s['ab'])**2).sum(1) + (d[:, 3]/s['chin'])**2 + (d[:, 4]/s['moustache'])**2 + (d[:, 8]/s['side'])**2 + (bank.look[:, 5]/s['fringe'])**2
+    c = (((bank.turn - head_turn(landmarks))/s['turn'])**2).sum(1) + (((bank.lids
+                - lid_opening(landmarks))/s['lids'])**2).sum(1) + (d[:, 0]/s['L'])**2 + ((d[:,
+                1:3]/s['ab'])**2).sum(1) + (d[:, 3]/s['chin'])**2 + (d[:, 4]/s['moustache'])**2 + (d[:,
+            8]/s['side'])**2 + (bank.look[:, 5]/s['fringe'])**2
     c += (((bank.blendshapes[:, MATCHED] - np.asarray(blendshapes)[MATCHED])/s['expression'])**2).sum(1)
     if rim is not None: c += .5*(((bank.rim - rim)/s['rim'])**2).sum((1, 2))
     if age is not None: c += ((bank.age - age)/s['age'])**2
@@ -186,6 +193,13 @@ def _keyed_ranks(key, n):
 # %% ../../nbs/generate/12_donor_bank.ipynb #9ac60d23
 def choice_guarantee(choice, epsilon, far=1.)->Guarantee:
     "What the choice of the donor promises"
-    out = ('the shape, expression, pose, light and hair that stay in the picture', 'acceptance by the gate, which compares the result with the source')
-    if choice != 'exponential': return Guarantee('the choice of the donor', '-', because='the pool depends on visible attributes' + (f' and leaves out donors who resemble the source, which makes none more than {1/far:.3g} times as likely' if far < 1 else ' only, never on an identity code') + '; the choice is not differentially private', excludes=out)
-    return Guarantee('the index of the donor', 'any two faces', 'range of the utility', 1., 'the cost is capped and scaled to [0, 1]', epsilon=epsilon, excludes=out, source='McSherry & Talwar 2007')
+    out = ('the shape, expression, pose, light and hair that stay in the picture',
+           'acceptance by the gate, which compares the result with the source')
+    if choice != 'exponential':
+        return Guarantee('the choice of the donor', '-', because='the pool depends on visible attributes'
+                         + (f' and leaves out donors who resemble the source, which makes none more than {1/far:.3g} times as likely'
+                            if far < 1 else ' only, never on an identity code')
+                         + '; the choice is not differentially private', excludes=out)
+    return Guarantee('the index of the donor', 'any two faces', 'range of the utility', 1.,
+                     'the cost is capped and scaled to [0, 1]', epsilon=epsilon, excludes=out,
+                     source='McSherry & Talwar 2007')

@@ -23,7 +23,8 @@ class DonorCode:
         import json
         from safetensors import safe_open
         with safe_open(str(path or package_dir()/'weights'/'donor_code.safetensors'), 'np') as f:
-            self.arrays = {k: f.get_tensor(k).astype(np.float32) for k in f.keys()}; meta = {k: json.loads(v) for k, v in f.metadata().items()}
+            self.arrays = {k: f.get_tensor(k).astype(np.float32) for k in f.keys()}
+            meta = {k: json.loads(v) for k, v in f.metadata().items()}
         self.groups, self.expression = meta['groups'], [BLENDSHAPES.index(n) for n in meta['expression']]
         self.white = np.linalg.inv(self.arrays['axes'])   # u = white (w - mean)
         self.id = hashlib.sha256(self.arrays['linear'].tobytes() + self.arrays['head'].tobytes()).hexdigest()[:8]
@@ -34,8 +35,10 @@ class DonorCode:
         for i, (name, size) in enumerate(self.groups.items()):
             v = given.get(name)
             if v is not None:
-                v = np.asarray(v, np.float32).reshape(-1); v = v[self.expression] if name == 'expression' and v.size == 52 else v[:3] if name == 'tone' and v.size > 3 else v
-                if v.size != size or not np.isfinite(v).all(): raise ConfigError(f'needs {size} finite numbers, got {v.size}', name)
+                v = np.asarray(v, np.float32).reshape(-1)
+                v = v[self.expression] if name == 'expression' and v.size == 52 else v[:3] if name == 'tone' and v.size > 3 else v
+                if v.size != size or not np.isfinite(v).all():
+                    raise ConfigError(f'needs {size} finite numbers, got {v.size}', name)
                 a[at:at+size], m[i] = (v - self.arrays['condition_mean'][at:at+size])/self.arrays['condition_std'][at:at+size], 1
             at += size
         return a, m
@@ -66,7 +69,8 @@ def donor_code()->DonorCode:
 def unit_code(z)->np.ndarray: # (n, 128) float32 of length 1
     "Checked and scaled codes"
     z = np.atleast_2d(np.asarray(z, np.float32)); n = np.linalg.norm(z, axis=1, keepdims=True)
-    if z.shape[1] != 128 or not np.isfinite(z).all() or (n < 1e-6).any(): raise ConfigError(f'must be finite SFace codes of 128 numbers that are not all zero, got shape {z.shape}', 'z')
+    if z.shape[1] != 128 or not np.isfinite(z).all() or (n < 1e-6).any():
+        raise ConfigError(f'must be finite SFace codes of 128 numbers that are not all zero, got shape {z.shape}', 'z')
     return z/n
 
 def code_to_style(z,               # (128,) or (n, 128) SFace codes
@@ -106,7 +110,8 @@ def climb(u, m, v, k,  # (512,) tensors: position, the two moments of Adam; step
     "Steps between two renderings"
     import torch
     D, P = donor_code(), _preview(); T = lambda x: torch.as_tensor(np.asarray(x, np.float32)); shift = None
-    mean, axes, R, q = (T(D.arrays[n]) for n in ('mean', 'axes', 'readout', 'readout_offset')); z, goal, use = T(z), T(goal), T(use)
+    mean, axes, R, q = (T(D.arrays[n]) for n in ('mean', 'axes', 'readout', 'readout_offset'))
+    z, goal, use = T(z), T(goal), T(use)
     for _ in range(inner):
         u = u.detach().requires_grad_(); c = P.code((mean + axes @ u)[None], point.face.points5, point.size)
         if shift is None: shift = T(point.code) - c.detach()
@@ -131,15 +136,20 @@ def donor_for_code(z,              # (128,) SFace code
     return best.picture, best.w, best.cosine(unit_code(z)[0])
 
 def _search(z, given, steps, inner=6, rate=.04, reach=.9, size=512)->Measured:
-    if not (0 <= steps <= 100 and 1 <= inner <= 100 and 0 < rate <= 1 and 0 < reach <= 2): raise ConfigError(f'steps={steps}, inner={inner}, rate={rate}, reach={reach}', 'donor_for_code', 'Use steps 0..100, inner 1..100, rate up to 1 and reach up to 2.')
+    if not (0 <= steps <= 100 and 1 <= inner <= 100 and 0 < rate <= 1 and 0 < reach <= 2):
+        raise ConfigError(f'steps={steps}, inner={inner}, rate={rate}, reach={reach}', 'donor_for_code',
+                          'Use steps 0..100, inner 1..100, rate up to 1 and reach up to 2.')
     D, c = donor_code(), unit_code(z)[0]; s, mask = D.conditions(**given)
-    w = code_to_style(c, **given); u0 = D.white @ (w - D.arrays['mean']); u0 = u0*min(1., reach/max(np.sqrt(np.mean(u0**2)), 1e-9))
+    w = code_to_style(c, **given); u0 = D.white @ (w - D.arrays['mean'])
+    u0 = u0*min(1., reach/max(np.sqrt(np.mean(u0**2)), 1e-9))
     style = lambda u: (D.arrays['mean'] + D.arrays['axes'] @ np.asarray(u)).astype(np.float32)
     best = Measured(style(u0), size)
     if steps == 0: return best
     import torch
-    there = u0 @ D.arrays['readout'] + D.arrays['readout_offset']; kept = np.concatenate([mask[:3], [0, 0]]) if mask[:3].any() else [1, 1, 1, 0, 0]
-    goal = np.where(D.mask(mask) > 0, s, there); u, point = torch.tensor(u0.astype(np.float32)), best; m, v, k = torch.zeros(512), torch.zeros(512), 0
+    there = u0 @ D.arrays['readout'] + D.arrays['readout_offset']
+    kept = np.concatenate([mask[:3], [0, 0]]) if mask[:3].any() else [1, 1, 1, 0, 0]
+    goal = np.where(D.mask(mask) > 0, s, there); u, point = torch.tensor(u0.astype(np.float32)), best
+    m, v, k = torch.zeros(512), torch.zeros(512), 0
     for _ in range(steps):
         if point.face is None: u = .5*u; m, v, k = torch.zeros(512), torch.zeros(512), 0   # back toward the mean face
         else: u, m, v, k = climb(u, m, v, k, point, c, goal, D.mask(np.asarray(kept, np.float32)), inner, rate, reach)
@@ -167,13 +177,18 @@ def demand(z,             # (128,) identity code wanted
            size:int=512,  # of the donor's picture
     )->tuple:             # picture (size, size, 3) uint8, mesh (478, 3) in it, blendshapes (52,), info for the receipt
     "A donor for a code, in the pose, expression and skin tone of a face"
-    if face.landmarks is None or face.blendshapes is None: raise InputError('no mesh fits this face', 'donor on demand', 'Use a method that needs none.')
+    if face.landmarks is None or face.blendshapes is None:
+        raise InputError('no mesh fits this face', 'donor on demand', 'Use a method that needs none.')
     c = unit_code(z)[0]; D = donor_code(); age = None if age is None else max(float(age), 18.)
-    given = dict(pose=head_turn(face.landmarks), expression=face.blendshapes, tone=look, age=age, male=male); s, m = D.conditions(**given)
+    given = dict(pose=head_turn(face.landmarks), expression=face.blendshapes, tone=look, age=age, male=male)
+    s, m = D.conditions(**given)
     key = b'|'.join([D.id.encode(), c.tobytes(), s.round(1).tobytes(), m.tobytes(), b'%d' % steps])
-    w = _remembered(key, lambda: _search(c, given, steps).w); picture = style_picture(w, size, f'w-{hashlib.sha256(w.tobytes()).hexdigest()[:16]}')
+    w = _remembered(key, lambda: _search(c, given, steps).w)
+    picture = style_picture(w, size, f'w-{hashlib.sha256(w.tobytes()).hexdigest()[:16]}')
     found = next((f for f in find_faces(picture, max_faces=1) if f.landmarks is not None), None)
-    if found is None: raise InputError('the generator drew no face for this code', 'donor on demand', 'Take a donor from the bank.')
+    if found is None:
+        raise InputError('the generator drew no face for this code', 'donor on demand', 'Take a donor from the bank.')
     from deidnb.identity.experts import load_expert
     cosine = float(load_expert('sface').encode([picture], [found])[0] @ c)
-    return picture, found.landmarks, found.blendshapes, dict(donor='on demand', cosine=round(cosine, 3), distance=round(D.distance(w), 2))
+    return picture, found.landmarks, found.blendshapes, dict(donor='on demand', cosine=round(cosine, 3),
+                                                             distance=round(D.distance(w), 2))

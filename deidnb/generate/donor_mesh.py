@@ -105,7 +105,8 @@ def transfer_shape(shape:FaceShape,
     C, s, R = shape.canonical(P); Cd = shape.canonical(Pd)[0] + np.tensordot(np.asarray(b) - bd, shape.expression, 1)
     D = Cd - C; new = D.copy(); fixed = np.zeros(478, bool)
     for part, span in zip(PARTS, SPANS):
-        k = 1. if span is None else np.clip(np.linalg.norm(Cd[span[0], :2] - Cd[span[1], :2]) / np.linalg.norm(C[span[0], :2] - C[span[1], :2]), .85, 1.18)
+        k = 1. if span is None else np.clip(np.linalg.norm(Cd[span[0], :2] - Cd[span[1],
+                    :2]) / np.linalg.norm(C[span[0], :2] - C[span[1], :2]), .85, 1.18)
         rigid = D[part].mean(0) + (k-1)*(C[part] - C[part].mean(0))
         new[part] = (1-detail)*rigid + detail*D[part]; fixed[part] = True
     for _ in range(3):

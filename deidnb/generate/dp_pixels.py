@@ -20,11 +20,13 @@ def random_bits(simulate, rng, where): # nbytes -> bytes
     if rng is None: raise ConfigError('simulate=True needs a generator', where, 'Pass rng=numpy.random.default_rng(seed).')
     return rng.bytes
 
-UNCOVERED = ('where the face is, how big, and the outline of the mask', 'pixels outside the window', 'changes of more pixels than m: another person is one')
+UNCOVERED = ('where the face is, how big, and the outline of the mask', 'pixels outside the window',
+             'changes of more pixels than m: another person is one')
 
 class DPPix(PixelOperator):
     "Pixelation with differential privacy for m-neighbours (Fan 2018; book 3.1.1)"
-    presets = {'m16-b16-eps0.5': dict(epsilon=.5, m=16, cell=16), 'm16-b16-eps0.5-grey': dict(epsilon=.5, m=16, cell=16, colour=False)}
+    presets = {'m16-b16-eps0.5': dict(epsilon=.5, m=16, cell=16), 'm16-b16-eps0.5-grey': dict(epsilon=.5, m=16, cell=16,
+            colour=False)}
     strength = {'light': dict(epsilon=4., cell=14), 'medium': dict(epsilon=1., cell=16), 'strong': dict(epsilon=.25, cell=20)}
     def __init__(self, epsilon=1., # privacy loss for m-neighbours
                  m=16,             # pixels that may differ, at the reference window
@@ -43,7 +45,8 @@ class DPPix(PixelOperator):
         scale = Fraction(255*m*c)/Fraction(math.floor(self.epsilon*2**16), 2**16)
         noise = discrete_laplace(s.size, scale.numerator, scale.denominator, random_bits(self.simulate, rng, 'DPPix'))
         mean = np.clip(np.rint((s + noise.reshape(s.shape))/n[..., None]), 0, 255).astype(np.uint8)
-        return np.broadcast_to(spread_cells(mean, rows, cols, h, w), window.shape), dict(cell_px=b, m_px=m, sensitivity=255*m*c, guarantee=str(self.guarantee))
+        return np.broadcast_to(spread_cells(mean, rows, cols, h, w), window.shape), dict(cell_px=b, m_px=m,
+            sensitivity=255*m*c, guarantee=str(self.guarantee))
 
     @property
     def guarantee(self):
@@ -75,7 +78,8 @@ class DPSVD(PixelOperator):
                  simulate=False,     # noise from the given generator: reproducible, for experiments only
                  **common):
         super().__init__(**common)
-        self.epsilon, self.k = number('epsilon', epsilon, 1e-9, 1e6, where='DPSVD'), number('k', k, 1, MAX_K, whole=True, where='DPSVD')
+        self.epsilon, self.k = number('epsilon', epsilon, 1e-9, 1e6, where='DPSVD'), number('k', k, 1, MAX_K,
+            whole=True, where='DPSVD')
         self.colour, self.simulate = bool(colour), bool(simulate)
 
     def edit(self, window, unit, rng):

@@ -40,27 +40,35 @@ def drawing(P)->np.ndarray: # mesh in the crop -> uint8 (128, 128)
     "Contours of brows, nose, eyes and lips, and the irises"
     L = np.zeros((SIDE, SIDE), np.uint8); q = np.round(np.clip(P[:, :2], -200, 400)*16).astype(np.int32)
     for name, v in LINES.items(): cv2.polylines(L, [q[REGIONS[name]]], name != 'nose', v, 1, cv2.LINE_AA, 4)
-    for c, r in ((468, 'left_iris'), (473, 'right_iris')): cv2.circle(L, q[c].tolist(), int(16*max(1.2, .8*np.linalg.norm(P[REGIONS[r], :2] - P[c, :2], axis=1).mean())), 255, -1, cv2.LINE_AA, 4)
+    for c, r in ((468, 'left_iris'), (473, 'right_iris')):
+        cv2.circle(L, q[c].tolist(), int(16*max(1.2, .8*np.linalg.norm(P[REGIONS[r], :2] - P[c, :2], axis=1).mean())),
+                   255, -1, cv2.LINE_AA, 4)
     return L
 
 def coarse(x, hard, cell=CELL)->np.ndarray: # float (128, 128, 3); bool mask -> what is left of the face
     "Mean colours of cells, of what is inside the mask only"
-    m = hard.astype(np.float32); n = (SIDE//cell, SIDE//cell); a, b = (cv2.resize(v, n, interpolation=cv2.INTER_AREA) for v in (x*m[..., None], m))
-    ga, gb = (cv2.GaussianBlur(v, (0, 0), 1., borderType=cv2.BORDER_REPLICATE) for v in (a, b)); w = np.clip(b/.25, 0, 1)[..., None]
+    m = hard.astype(np.float32); n = (SIDE//cell, SIDE//cell)
+    a, b = (cv2.resize(v, n, interpolation=cv2.INTER_AREA) for v in (x*m[..., None], m))
+    ga, gb = (cv2.GaussianBlur(v, (0, 0), 1., borderType=cv2.BORDER_REPLICATE) for v in (a, b))
+    w = np.clip(b/.25, 0, 1)[..., None]
     low = w*a/np.maximum(b, 1e-4)[..., None] + (1-w)*ga/np.maximum(gb, 1e-4)[..., None]
     return cv2.resize(low, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 @lru_cache(1)
 def layout(side=96)->np.ndarray: # (514, 3) mean mesh and skirt, filling a square
     "Where the texture of the first guess lies"
-    m = skirt(face_shape().mean, reach(1.22)[:, None]).copy(); lo, hi = m[:, :2].min(0), m[:, :2].max(0); k = (side-2)/(hi-lo).max()
+    m = skirt(face_shape().mean, reach(1.22)[:, None]).copy(); lo, hi = m[:, :2].min(0), m[:, :2].max(0)
+    k = (side-2)/(hi-lo).max()
     m[:, :2] = (m[:, :2] - (lo+hi)/2)*k + (side-1)/2; m[:, 2] *= k; return m
 
 def view(base, Q, cell=CELL)->dict: # float32 (128, 128, 3) in [0, 1] around the face, its mesh -> arrays of (128, 128[, c])
     "Everything the network is shown but the first guess"
-    m = face_region((SIDE, SIDE), Q, eye_distance(Q), reach(COVER)[:, None]); hard = cv2.dilate((m > .02).astype(np.uint8), np.ones((3, 3))) > 0
+    m = face_region((SIDE, SIDE), Q, eye_distance(Q), reach(COVER)[:, None])
+    hard = cv2.dilate((m > .02).astype(np.uint8), np.ones((3, 3))) > 0
     mx, my, ok = warp_map(layout(), skirt(Q, reach(1.22)[:, None]), skirt_triangles(), (SIDE, SIDE))
-    return dict(base=np.where(hard[..., None], coarse(base, hard, cell), base).astype(np.float32), mask=m.astype(np.float32), lines=drawing(Q).astype(np.float32)/255, grid=np.where(ok[..., None], np.stack([mx, my], -1), -99).astype(np.float32))
+    return dict(base=np.where(hard[..., None], coarse(base, hard, cell), base).astype(np.float32),
+                mask=m.astype(np.float32), lines=drawing(Q).astype(np.float32)/255, grid=np.where(ok[..., None],
+            np.stack([mx, my], -1), -99).astype(np.float32))
 
 def texture(x, Q)->np.ndarray: # float (128, 128, 3), mesh -> (96, 96, 3)
     "A picture of the crop, unrolled"
@@ -79,7 +87,8 @@ def aim_mesh(P, b, own, alpha, weight=.8, detail=.35, limit=.3)->np.ndarray: # m
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.fit import landmark_modes
     A = landmark_modes(nobody_model())[1]; S = face_shape(); k = len(A)
-    return transfer_shape(S, P, b, S.canonical(P)[0] + np.tensordot(np.asarray(alpha[:k], float) - own[:k], A, 1), b, weight, detail, limit)
+    return transfer_shape(S, P, b, S.canonical(P)[0] + np.tensordot(np.asarray(alpha[:k], float) - own[:k], A, 1), b,
+                          weight, detail, limit)
 
 # %% ../../nbs/generate/21_fusion.ipynb #4aa58c5d
 @lru_cache(2)
@@ -87,7 +96,8 @@ def load_fusion(path=None)->tuple: # weight file; None: the one that ships -> ne
     "Network and shape predictor, read once"
     from deidnb.generate.aad import load_net
     path = path or package_dir()/'weights'/'fusion.safetensors'; net, d, _ = load_net(path)
-    if 'alpha' not in d or net.guess is None: raise InputError('lacks the first guess or the shape of a code', path, 'Make it with deidnb.train.fusion.')
+    if 'alpha' not in d or net.guess is None:
+        raise InputError('lacks the first guess or the shape of a code', path, 'Make it with deidnb.train.fusion.')
     return net, d['alpha'].float().numpy()
 
 def shape_of_code(z, path=None)->np.ndarray: # (128,) unit -> (80,)
@@ -98,14 +108,18 @@ def draw_face(v, z, path=None)->np.ndarray: # `view`, unit code (128,) -> float3
     "The network's face"
     import torch
     t = lambda x: torch.from_numpy(np.ascontiguousarray(x, np.float32))[None]
-    with torch.inference_mode(): y = load_fusion(path)[0](t(v['base'].transpose(2, 0, 1)), t(v['mask'][None]), t(v['lines'][None]), t(v['grid']), t(z))
+    with torch.inference_mode():
+        y = load_fusion(path)[0](t(v['base'].transpose(2, 0, 1)), t(v['mask'][None]), t(v['lines'][None]), t(v['grid']), t(z))
     return y[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
 # %% ../../nbs/generate/21_fusion.ipynb #ba7bfc34
 def calm_zone(Q)->np.ndarray: # mesh in the crop -> float32 (128, 128)
     "Where hair would begin: 1 on the upper forehead and at the temples, 0 on the inner face"
-    unit = eye_distance(Q); up = Q[168] - Q[2]; high, eyes = Q + .22*unit*up/np.linalg.norm(up), Q - .15*unit*up/np.linalg.norm(up); hw = (SIDE, SIDE)
-    return soft(np.maximum(hairline_zone(hw, high, unit), side_zone(hw, Q, unit)*hairline_zone(hw, eyes, unit)), .06*unit).astype(np.float32)
+    unit = eye_distance(Q); up = Q[168] - Q[2]
+    high, eyes = Q + .22*unit*up/np.linalg.norm(up), Q - .15*unit*up/np.linalg.norm(up)
+    hw = (SIDE, SIDE)
+    return soft(np.maximum(hairline_zone(hw, high, unit), side_zone(hw, Q, unit)*hairline_zone(hw, eyes, unit)),
+                .06*unit).astype(np.float32)
 
 CALM = 2.2     # standard deviation of the blur, px
 
@@ -124,7 +138,8 @@ def unit_code(z)->np.ndarray: # (128,) of any length but 0 -> (128,) float32 uni
 def corrected(ask, z, result, points5, by=.7)->np.ndarray: # what was asked for, what is wanted (128,), what came (128, 128, 3) in [0, 1], its five points
     "Ask for more of what is missing"
     from deidnb.identity.experts import load_expert
-    new = ask + by*(z - load_expert('sface').encode([np.rint(255*np.clip(result, 0, 1)).astype(np.uint8)], [points5])[0]); return (new/np.linalg.norm(new)).astype(np.float32)
+    new = ask + by*(z - load_expert('sface').encode([np.rint(255*np.clip(result, 0, 1)).astype(np.uint8)], [points5])[0])
+    return (new/np.linalg.norm(new)).astype(np.float32)
 
 # %% ../../nbs/generate/21_fusion.ipynb #11b3d9b4
 def aim(P, b, own, alpha, weight=.8, detail=.35, limit=.3)->np.ndarray: # as `aim_mesh`
@@ -138,9 +153,12 @@ def keep_eyes(out, image, P, Q, unit, amount=EYES)->np.ndarray: # float (h, w, 3
     "Blend in what lies between the lids: the gaze is in it"
     out = out.copy()
     for eye in ('left_eye', 'right_eye'):
-        p, q = P[REGIONS[eye], :2], Q[REGIONS[eye], :2]; A = cv2.estimateAffinePartial2D(p, q)[0]; lo = np.maximum(np.floor(q.min(0) - .08*unit), 0).astype(int); hi = np.minimum(np.ceil(q.max(0) + .08*unit) + 1, image.shape[1::-1]).astype(int)
+        p, q = P[REGIONS[eye], :2], Q[REGIONS[eye], :2]; A = cv2.estimateAffinePartial2D(p, q)[0]
+        lo = np.maximum(np.floor(q.min(0) - .08*unit), 0).astype(int)
+        hi = np.minimum(np.ceil(q.max(0) + .08*unit) + 1, image.shape[1::-1]).astype(int)
         if A is None or (hi <= lo).any(): continue
-        w, h = (hi-lo).tolist(); part = out[lo[1]:hi[1], lo[0]:hi[0]]; own = cv2.warpAffine(image, np.c_[A[:, :2], A[:, 2]-lo], (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        w, h = (hi-lo).tolist(); part = out[lo[1]:hi[1], lo[0]:hi[0]]
+        own = cv2.warpAffine(image, np.c_[A[:, :2], A[:, 2]-lo], (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         part += (own-part)*(soft(fill((h, w), q-lo), .012*unit)*amount)[..., None]
     return out
 
@@ -148,11 +166,15 @@ def paste_face(image, face,   # uint8 (h, w, 3) window, `Face` in it
                y, M,          # new face (128, 128, 3) in [0, 1], (2, 3) window -> crop
                Q, base, length)->tuple: # its mesh in the window; what `carry_surroundings` gave -> uint8 window, mask float32 of what changed
     "Enlarge it into the photo, and give back what shows hardly anybody: the inside of an open mouth, closed lids, most of the eyes, grain"
-    P, b, hw = face.landmarks, face.blendshapes, image.shape[:2]; unit = eye_distance(P); m = face_region(hw, Q, unit, reach(COVER)); out = np.clip(warp(y*255, invert(M), hw[::-1]), 0, 255)
+    P, b, hw = face.landmarks, face.blendshapes, image.shape[:2]; unit = eye_distance(P)
+    m = face_region(hw, Q, unit, reach(COVER)); out = np.clip(warp(y*255, invert(M), hw[::-1]), 0, 255)
     skin = m*(fill(hw, Q[REGIONS['left_cheek']]) + fill(hw, Q[REGIONS['right_cheek']]) > .5)
-    out = cv2.cvtColor(np.clip(match_grain(lab(base), lab(out), skin, unit), [0, -127, -127], [100, 127, 127]).astype(np.float32), cv2.COLOR_LAB2RGB)*255
-    out = keep_parts(keep_eyes(np.clip(out, 0, 255), image, P, Q, unit), image, P, Q, unit, b); changed = np.minimum(soft(((m > 0) | (length > .05)).astype(np.float32), 1.)*2, 1)
-    new = (base + (out-base)*m[..., None]).round().clip(0, 255).astype(np.uint8); return np.where(changed[..., None] > 0, new, image), changed
+    out = cv2.cvtColor(np.clip(match_grain(lab(base), lab(out), skin, unit), [0, -127, -127],
+                               [100, 127, 127]).astype(np.float32), cv2.COLOR_LAB2RGB)*255
+    out = keep_parts(keep_eyes(np.clip(out, 0, 255), image, P, Q, unit), image, P, Q, unit, b)
+    changed = np.minimum(soft(((m > 0) | (length > .05)).astype(np.float32), 1.)*2, 1)
+    new = (base + (out-base)*m[..., None]).round().clip(0, 255).astype(np.uint8)
+    return np.where(changed[..., None] > 0, new, image), changed
 
 # %% ../../nbs/generate/21_fusion.ipynb #88cc8f10
 def replace_face(image, face, z,  # uint8 (h, w, 3) window, `Face` in it with a mesh, code (128,)
@@ -162,8 +184,11 @@ def replace_face(image, face, z,  # uint8 (h, w, 3) window, `Face` in it with a 
     P, b, z = face.landmarks, face.blendshapes, unit_code(z); M = crop_matrix(face.points5, P); Pc = move_mesh(M, P)
     Qc = aim(Pc, b, own_shape(Pc, b), shape_of_code(z, path) if alpha is None else alpha, weight, detail, limit)
     Q = move_mesh(invert(M), Qc); base, length = carry_surroundings(image, P, Q, eye_distance(P))
-    x = warp(base, M, (SIDE, SIDE)).astype(np.float32)/255; v, zone, ask = view(x, Qc, cell), calm_zone(Qc), z; y = calm(draw_face(v, z, path), zone)
-    for _ in range(refine): ask = corrected(ask, z, v['mask'][..., None]*y + (1-v['mask'][..., None])*x, transform_points(M, face.points5)); y = calm(draw_face(v, ask, path), zone)
+    x = warp(base, M, (SIDE, SIDE)).astype(np.float32)/255
+    v, zone, ask = view(x, Qc, cell), calm_zone(Qc), z; y = calm(draw_face(v, z, path), zone)
+    for _ in range(refine):
+        ask = corrected(ask, z, v['mask'][..., None]*y + (1-v['mask'][..., None])*x, transform_points(M, face.points5))
+        y = calm(draw_face(v, ask, path), zone)
     return *paste_face(image, face, y, M, Q, base, length), Q
 
 # %% ../../nbs/generate/21_fusion.ipynb #ba31171f
@@ -189,7 +214,8 @@ class FusionSwap:
         refine:int=1,     # how often the result's own code is measured and the difference asked for again; 0 is faster
         weights:str='',   # file of another network; '': the one that ships
     ):
-        if isinstance(refine, bool) or refine not in range(6): raise ConfigError(f'must be a whole number from 0 to 5, got {refine!r}', 'refine')
+        if isinstance(refine, bool) or refine not in range(6):
+            raise ConfigError(f'must be a whole number from 0 to 5, got {refine!r}', 'refine')
         if cell not in (16, 32, 64): raise ConfigError(f'must be 16, 32 or 64, got {cell!r}', 'cell')
         for n, v, lo, hi in (('weight', weight, 0, 3), ('detail', detail, 0, 1), ('limit', limit, .05, 1)):
             if not lo <= v <= hi: raise ConfigError(f'must lie in {lo:g}..{hi:g}, got {v}', n)
@@ -204,7 +230,10 @@ class FusionSwap:
     def draw(self, crop, z, alpha=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code
         "Draw that person"
         f, c = crop.face, self.config
-        if f.landmarks is None: raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
-        out, mask, _ = replace_face(crop.image, f, z, alpha, c['weight'], c['detail'], c['limit'], c['cell'], c['refine'], c['weights'] or None); return Edit(out, mask, info or {})
+        if f.landmarks is None:
+            raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
+        out, mask, _ = replace_face(crop.image, f, z, alpha, c['weight'], c['detail'], c['limit'], c['cell'],
+                                    c['refine'], c['weights'] or None)
+        return Edit(out, mask, info or {})
     def __call__(self, crop, z=None, *, rng=None)->Edit: # z: SFace code (128,) of the new face; None: the method's own
         return self.draw(crop, **(self.decide(crop, rng) if z is None else dict(z=z)))

@@ -19,7 +19,8 @@ def evenly(z)->np.ndarray: # codes (n, 128) -> unit vectors (n, 128)
 def naturally(u)->np.ndarray: # unit vectors (n, 128) -> unit codes (n, 128)
     "Back, to a length that people have there"
     from deidnb.identity.lds import load_sampler
-    z = load_sampler().whitening['z'].restore(u*np.sqrt(u.shape[1])); return (z/np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    z = load_sampler().whitening['z'].restore(u*np.sqrt(u.shape[1]))
+    return (z/np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 # %% ../../nbs/generate/22_identity_dp.ipynb #94719433
 MECHANISMS = ('laplace', 'gaussian', 'privunit', 'privunitg', 'vmf')
@@ -29,8 +30,10 @@ def mechanism_named(name, epsilon, sensitivity='sphere', dim=128):
     from deidnb.identity import dp
     if name not in MECHANISMS: raise ConfigError(f'there is no mechanism {name!r}', 'mechanism', did_you_mean(name, MECHANISMS))
     if name == 'laplace': return dp.Laplace(dim, epsilon, sensitivity)
-    if sensitivity != 'sphere': raise ConfigError(f'{sensitivity!r} belongs to laplace only', 'sensitivity', "Leave it out, or take mechanism='laplace'.")
-    return dict(gaussian=dp.AnalyticGaussian, privunit=dp.PrivUnit, privunitg=dp.PrivUnitG, vmf=dp.VonMisesFisher)[name](dim, epsilon)
+    if sensitivity != 'sphere':
+        raise ConfigError(f'{sensitivity!r} belongs to laplace only', 'sensitivity', "Leave it out, or take mechanism='laplace'.")
+    return dict(gaussian=dp.AnalyticGaussian, privunit=dp.PrivUnit, privunitg=dp.PrivUnitG,
+                vmf=dp.VonMisesFisher)[name](dim, epsilon)
 
 class IdentityDP(FusionSwap):
     "The identity code with differential privacy, drawn by the fusion network (book ch. 5)"
@@ -44,9 +47,12 @@ class IdentityDP(FusionSwap):
         simulate:bool=False,        # reproducible noise: experiments only
         **drawing, # see `FusionSwap`
     ):
-        super().__init__(**drawing); self.mechanism, self.simulate = mechanism_named(mechanism, epsilon, sensitivity), simulate; self.natural = natural
+        super().__init__(**drawing)
+        self.mechanism, self.simulate = mechanism_named(mechanism, epsilon, sensitivity), simulate
+        self.natural = natural
     @property
     def guarantee(self): return self.mechanism.guarantee
     def new_code(self, z, crop, rng):
-        new = self.mechanism(evenly(z[None]) if self.natural else z[None], rng=seed_of(rng, self.simulate), simulate=self.simulate)
+        new = self.mechanism(evenly(z[None]) if self.natural else z[None], rng=seed_of(rng, self.simulate),
+                             simulate=self.simulate)
         return (naturally(new) if self.natural else new)[0], None, dict(epsilon=self.mechanism.epsilon)

@@ -23,7 +23,8 @@ from diffusers import DiffusionPipeline
 def repaint_levels(steps, length=10, resample=10)->list: # levels of noise: `steps` is pure noise, 0 the picture
     "The walk of RePaint: from every multiple of `length`, up by `length` and down again, resample - 1 times"
     for n, v in (('steps', steps), ('length', length), ('resample', resample)):
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 1: raise ConfigError(f'must be a whole number above 0, got {v!r}', n)
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 1:
+            raise ConfigError(f'must be a whole number above 0, got {v!r}', n)
     left, out, k = {j: resample-1 for j in range(0, steps-length, length)}, [steps], steps
     while k > 0:
         k -= 1; out.append(k)
@@ -38,13 +39,21 @@ class RePaintPipeline(DiffusionPipeline):
     def __call__(self, known, hard, # (B, 3, S, S) in [-1, 1], (B, 1, S, S) 1 where something is to be painted
                  num_inference_steps=50, length=10, resample=10, generator=None): # -> (B, 3, S, S) in [-1, 1]; 'trailing' steps of the scheduler's own noise
         "RePaint, algorithm 1, with the steps of DDPM between the levels"
-        c, d, n = self.scheduler.alphas_cumprod.to(known), self.denoiser, num_inference_steps; T = len(c); at = [1.] + [float(c[round(k*T/n)-1]) for k in range(1, n+1)]     # alpha-bar of every level
-        noise = lambda: torch.randn(known.shape, generator=generator, device=known.device, dtype=known.dtype); nothing = torch.zeros_like(known); rho, z = known.new_zeros(len(known), d.config.rho), known.new_zeros(len(known), d.config.code); x, B = noise(), d.background(nothing); walk = repaint_levels(n, length, resample)
+        # alpha-bar of every level
+        c, d, n = self.scheduler.alphas_cumprod.to(known), self.denoiser, num_inference_steps
+        T = len(c); at = [1.] + [float(c[round(k*T/n)-1]) for k in range(1, n+1)]
+        noise = lambda: torch.randn(known.shape, generator=generator, device=known.device, dtype=known.dtype)
+        nothing = torch.zeros_like(known)
+        rho, z = known.new_zeros(len(known), d.config.rho), known.new_zeros(len(known), d.config.code)
+        x, B = noise(), d.background(nothing); walk = repaint_levels(n, length, resample)
         for k, j in self.progress_bar(list(zip(walk, walk[1:]))):
             a, b = at[k], at[j]
             if j > k: x = (b/a)**.5*x + (1 - b/a)**.5*noise(); continue
-            v = d(x, torch.tensor([round(k*T/n)-1], device=x.device), nothing, nothing, rho, z, B); clean = (a**.5*x - (1-a)**.5*v).clamp(-1, 1); s2 = (1-b)/(1-a)*(1 - a/b)     # posterior of DDPM
-            x = b**.5*clean + max(1-b-s2, 0)**.5*(x - a**.5*clean)/(1-a)**.5 + s2**.5*noise(); x = hard*x + (1-hard)*(b**.5*known + (1-b)**.5*noise())
+            # posterior of DDPM
+            v = d(x, torch.tensor([round(k*T/n)-1], device=x.device), nothing, nothing, rho, z, B)
+            clean = (a**.5*x - (1-a)**.5*v).clamp(-1, 1); s2 = (1-b)/(1-a)*(1 - a/b)
+            x = b**.5*clean + max(1-b-s2, 0)**.5*(x - a**.5*clean)/(1-a)**.5 + s2**.5*noise()
+            x = hard*x + (1-hard)*(b**.5*known + (1-b)**.5*noise())
         return (hard*x + (1-hard)*known).clamp(-1, 1)
 
 # %% ../../nbs/generate/32_inpaint.ipynb #1cdfc81f
@@ -53,7 +62,8 @@ POINTS = (468, 473, 4, 61, 291, 234, 454)   # irises, tip of the nose, corners o
 def keypoints(P, sigma=2.)->np.ndarray: # mesh in the crop -> float32 (S, S, 3) in [-1, 1]
     "Three maps of dots: eyes and nose, mouth, ears"
     x = np.zeros((SIDE, SIDE, 3), np.float32); y, z = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    for i, k in zip(POINTS, (0, 0, 0, 1, 1, 2, 2)): x[..., k] = np.maximum(x[..., k], np.exp(-((z-P[i, 0])**2 + (y-P[i, 1])**2)/(2*sigma**2)))
+    for i, k in zip(POINTS, (0, 0, 0, 1, 1, 2, 2)):
+        x[..., k] = np.maximum(x[..., k], np.exp(-((z-P[i, 0])**2 + (y-P[i, 1])**2)/(2*sigma**2)))
     return 2*x - 1
 
 # %% ../../nbs/generate/32_inpaint.ipynb #c24ca0e1
@@ -63,32 +73,48 @@ def load_inpainter(name): # 'prior' or 'inpaint', or the path of a file -> RePai
     from diffusers import DDIMScheduler
     from deidnb.generate.denoiser import DiffDeIDPipeline
     from deidnb.generate.diffdeid import read_network
-    path = package_dir()/'weights'/f'{name}.safetensors' if name in ('prior', 'inpaint') else name; net, schedule, _ = read_network(path)
-    if net.config.identity: raise InputError('is told who somebody is', path, 'Make one with `python -m deidnb.train.diffusion --task prior` or `--task inpaint`.')
-    pipe = (DiffDeIDPipeline if net.config.render else RePaintPipeline)(net, DDIMScheduler(**schedule)); pipe.set_progress_bar_config(disable=True); return pipe
+    path = package_dir()/'weights'/f'{name}.safetensors' if name in ('prior', 'inpaint') else name
+    net, schedule, _ = read_network(path)
+    if net.config.identity:
+        raise InputError('is told who somebody is', path,
+                         'Make one with `python -m deidnb.train.diffusion --task prior` or `--task inpaint`.')
+    pipe = (DiffDeIDPipeline if net.config.render else RePaintPipeline)(net, DDIMScheduler(**schedule))
+    pipe.set_progress_bar_config(disable=True); return pipe
 
+# %% ../../nbs/generate/32_inpaint.ipynb #8db74c01
 class Inpaint:
     "Cut the face out and paint another by what is around it and seven points (after DeepPrivacy)"
     framing, needs_set, needs_mesh, crop_args = 'native', False, True, dict(pad=.6, max_side=1400)
     strength = dict(light={}, medium={}, strong={})     # what is cut out is gone
-    guarantee = Guarantee('the pixels inside the outline of the face', '-', because='the network is shown nothing of them but seven points; who was there is not covered by any bound', excludes=('hair, ears, body and everything around the outline', 'place and pose of the face', 'likeness that the network infers from the surroundings'))
+    guarantee = Guarantee('the pixels inside the outline of the face', '-',
+                          because='the network is shown nothing of them but seven points; who was there is not covered by any bound',
+                          excludes=('hair, ears, body and everything around the outline', 'place and pose of the face',
+                                    'likeness that the network infers from the surroundings'))
     def __init__(self,
         steps:int=10,         # of the sampler
         simulate:bool=False,  # reproducible noise: experiments only
         weights:str='inpaint',# 'inpaint', or a file
     ):
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000: raise ConfigError(f'must be a whole number from 1 to 1000, got {steps!r}', 'steps')
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
+            raise ConfigError(f'must be a whole number from 1 to 1000, got {steps!r}', 'steps')
         self.steps, self.simulate, self.weights = steps, simulate, weights
     def paint(self, x, P, generator)->np.ndarray: # uint8 (S, S, 3), mesh in it -> float32 (S, S, 3) in [0, 1], mask (S, S)
         from deidnb.generate.diffdeid import batch_of, shown
-        s = shown(x, P, np.zeros((SIDE, SIDE, 4), np.uint8), False); e = batch_of([s | dict(rendered=keypoints(P), known=x.astype(np.float32)/127.5 - 1, rho=np.zeros(261), code=np.zeros(128), zone=np.zeros((SIDE, SIDE)))])
+        s = shown(x, P, np.zeros((SIDE, SIDE, 4), np.uint8), False)
+        e = batch_of([s | dict(rendered=keypoints(P), known=x.astype(np.float32)/127.5 - 1, rho=np.zeros(261),
+                               code=np.zeros(128), zone=np.zeros((SIDE, SIDE)))])
         return self.sample(e, generator).permute(0, 2, 3, 1)[0].numpy()/2 + .5, s['mask']
-    def sample(self, e, generator): return load_inpainter(self.weights)(e['masked'], e['rendered'], e['rho'], e['code'], e['hard'], e['known'], self.steps, generator)
+    def sample(self, e, generator):
+        return load_inpainter(self.weights)(e['masked'], e['rendered'], e['rho'], e['code'], e['hard'], e['known'],
+                                            self.steps, generator)
     def __call__(self, crop, *, rng=None)->Edit:
         f = crop.face
-        if f.landmarks is None: raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
-        M = crop_matrix(f.points5, f.landmarks); x = warp(crop.image, M, (SIDE, SIDE)); y, m = self.paint(x, move_mesh(M, f.landmarks), torch.Generator().manual_seed(noise_seed(seed_of(rng, self.simulate))))
-        hw = crop.image.shape[:2]; y, m = warp(np.float32(255*y), invert(M), hw[::-1]), np.clip(warp(m, invert(M), hw[::-1]), 0, 1)
+        if f.landmarks is None:
+            raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
+        M = crop_matrix(f.points5, f.landmarks); x = warp(crop.image, M, (SIDE, SIDE))
+        y, m = self.paint(x, move_mesh(M, f.landmarks), torch.Generator().manual_seed(noise_seed(seed_of(rng, self.simulate))))
+        hw = crop.image.shape[:2]
+        y, m = warp(np.float32(255*y), invert(M), hw[::-1]), np.clip(warp(m, invert(M), hw[::-1]), 0, 1)
         return Edit((crop.image + (y-crop.image)*m[..., None]).round().clip(0, 255).astype(np.uint8), m)
 
 class RePaint(Inpaint):
@@ -100,5 +126,7 @@ class RePaint(Inpaint):
         simulate:bool=False,  # reproducible noise: experiments only
         weights:str='prior',  # 'prior', or a file
     ):
-        super().__init__(steps, simulate, weights); repaint_levels(steps, length, resample); self.length, self.resample = length, resample
-    def sample(self, e, generator): return load_inpainter(self.weights)(e['known'], e['hard'], self.steps, self.length, self.resample, generator)
+        super().__init__(steps, simulate, weights); repaint_levels(steps, length, resample)
+        self.length, self.resample = length, resample
+    def sample(self, e, generator):
+        return load_inpainter(self.weights)(e['known'], e['hard'], self.steps, self.length, self.resample, generator)

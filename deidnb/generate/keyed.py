@@ -26,14 +26,25 @@ class Keyed(FusionSwap):
         **drawing, # see `FusionSwap`
     ):
         from deidnb.identity import rotation as R
-        if not password: raise ConfigError('a password is needed', 'password', "Pass password='four random words at least', or let `deidnb` ask for it with --password.")
-        if rotation not in ROTATIONS: raise ConfigError(f'there is no rotation {rotation!r}', 'rotation', did_you_mean(rotation, ROTATIONS))
+        if not password:
+            raise ConfigError('a password is needed', 'password',
+                              "Pass password='four random words at least', or let `deidnb` ask for it with --password.")
+        if rotation not in ROTATIONS:
+            raise ConfigError(f'there is no rotation {rotation!r}', 'rotation', did_you_mean(rotation, ROTATIONS))
         try: raw = bytes.fromhex(salt) if salt else secrets.token_bytes(R.SALT_BYTES)
-        except ValueError: raise ConfigError(f'must be {2*R.SALT_BYTES} hex digits, got {salt!r}', 'salt', 'Copy it from the receipt of the protected photo.') from None
-        super().__init__(**drawing); self.key, self.level, self.rotation, self.back = R.Key(password, raw, version or R.KEY_VERSION, warn=not back), level, rotation, back
-        self.transform = dict(faces=R.FaceIsometry, isometry=R.KeyedIsometry, plane=R.PlaneRotation, book=R.BookRotation)[rotation](self.key, level=level, reversible=rotation in ('faces', 'isometry')); self.drawn = dict(salt=raw.hex())
+        except ValueError:
+            raise ConfigError(f'must be {2*R.SALT_BYTES} hex digits, got {salt!r}', 'salt',
+                              'Copy it from the receipt of the protected photo.') from None
+        super().__init__(**drawing)
+        self.key, self.level, self.rotation, self.back = R.Key(password, raw, version or R.KEY_VERSION,
+                                                               warn=not back), level, rotation, back
+        self.transform = dict(faces=R.FaceIsometry, isometry=R.KeyedIsometry, plane=R.PlaneRotation,
+                              book=R.BookRotation)[rotation](self.key, level=level, reversible=rotation in ('faces',
+                'isometry'))
+        self.drawn = dict(salt=raw.hex())
     @property
     def guarantee(self): return self.transform.guarantee
     def new_code(self, z, crop, rng):
         new = (self.transform.recovered if self.back else self.transform)(z[None])[0]
-        return new, None, dict(salt=self.key.salt.hex(), level=self.level, rotation=self.rotation, version=self.key.version, library=self.transform.library)
+        return new, None, dict(salt=self.key.salt.hex(), level=self.level, rotation=self.rotation,
+                               version=self.key.version, library=self.transform.library)

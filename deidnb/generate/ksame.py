@@ -108,12 +108,17 @@ def check_set(crops, ids, least, where)->None:
     "Refuse sets for which k-Same cannot keep its word"
     if len(crops) < least: raise ConfigError(f'needs at least {least} faces, got {len(crops)}', where, 'Add faces or lower k.')
     shapes = {c.image.shape for c in crops}
-    if len(shapes) > 1: raise InputError(f'aligned crops of one size are needed, got {sorted(shapes)[:3]}', where, 'Crop with crop_face(size=...).')
+    if len(shapes) > 1:
+        raise InputError(f'aligned crops of one size are needed, got {sorted(shapes)[:3]}', where,
+                         'Crop with crop_face(size=...).')
     if ids is not None:
         ids = [str(i) for i in ids]
         if len(ids) != len(crops): raise ConfigError(f'{len(ids)} ids for {len(crops)} faces', where, 'Give one id per face.')
-        twice = sorted({i for i in ids if ids.count(i) > 1} if len(ids) < 500 else {i for i, c in zip(*np.unique(ids, return_counts=True)) if c > 1})
-        if twice: raise ConfigError(f'{len(twice)} people have several pictures, e.g. {twice[0]!r}', where, 'k-Same needs one picture per person: keep one of each.')
+        twice = sorted({i for i in ids if ids.count(i) > 1} if len(ids) < 500
+                       else {i for i, c in zip(*np.unique(ids, return_counts=True)) if c > 1})
+        if twice:
+            raise ConfigError(f'{len(twice)} people have several pictures, e.g. {twice[0]!r}', where,
+                              'k-Same needs one picture per person: keep one of each.')
 
 def crop_key(crop)->bytes:
     "A crop is known by its pixels and by where its face is"
@@ -142,10 +147,14 @@ def prepare(self:KSame, crops, # aligned crops, one per person
 @patch
 def __call__(self:KSame, crop, z=None, *, rng=None)->Edit:
     "The release of the crop's cluster"
-    if self._faces is None: raise ConfigError('needs the whole set first', type(self).__name__, 'Call prepare(crops) or process a folder.')
+    if self._faces is None:
+        raise ConfigError('needs the whole set first', type(self).__name__, 'Call prepare(crops) or process a folder.')
     j = self._where.get(crop_key(crop))
-    if j is None: raise InputError('this face was not in the prepared set', type(self).__name__, 'k-Same works on a closed set: prepare it again with this face.')
-    return Edit(self._faces[j].copy(), self._masks[j].copy(), dict(operator=type(self).__name__, cluster=j, shared_by=self._sizes[j], **self.config()))
+    if j is None:
+        raise InputError('this face was not in the prepared set', type(self).__name__,
+                         'k-Same works on a closed set: prepare it again with this face.')
+    return Edit(self._faces[j].copy(), self._masks[j].copy(), dict(operator=type(self).__name__, cluster=j,
+            shared_by=self._sizes[j], **self.config()))
 
 # %% ../../nbs/generate/01_ksame.ipynb #c97ae050
 class KSamePixel(KSame):
@@ -160,7 +169,8 @@ class KSameEigen(KSame):
                  **common):
         super().__init__(k, **common)
         whole = isinstance(components, (int, np.integer)) and not isinstance(components, bool)
-        self.components = number('components', components, 1 if whole else 1e-6, 10**6 if whole else 1., whole=whole, where='KSameEigen')
+        self.components = number('components', components, 1 if whole else 1e-6, 10**6 if whole else 1., whole=whole,
+                                 where='KSameEigen')
     def clusters(self, v, rng):
         u, s, _ = np.linalg.svd(v - v.mean(0), full_matrices=False)
         g = greedy_clusters((u*s)[:, :self.kept(s)], self.k, rng); return g, g

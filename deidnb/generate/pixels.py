@@ -46,7 +46,9 @@ def face_window(crop, # Crop
     lo, hi = p.min(0), p.max(0); g = margin*(hi - lo).max()
     h, w = crop.image.shape[:2]
     x0, y0 = np.clip(np.floor(lo - g), 0, (w, h)).astype(int); x1, y1 = np.clip(np.ceil(hi + g), 0, (w, h)).astype(int)
-    if x1 <= x0 or y1 <= y0: raise InputError('the face lies outside its crop', f'box {np.round(crop.face.box).tolist()}', 'Detect it again or give a box by hand.')
+    if x1 <= x0 or y1 <= y0:
+        raise InputError('the face lies outside its crop', f'box {np.round(crop.face.box).tolist()}',
+                         'Detect it again or give a box by hand.')
     return int(x0), int(y0), int(x1), int(y1)
 
 # %% ../../nbs/generate/00_pixels.ipynb #22090bbd
@@ -74,7 +76,8 @@ def number(name, v, lo=-math.inf, hi=math.inf, whole=False, where='')->float|int
     "A checked number of a configuration, or `ConfigError`"
     ok = isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) and math.isfinite(v) and lo <= v <= hi
     if not ok or (whole and v != int(v)):
-        raise ConfigError(f"{name} must be {'a whole' if whole else 'a'} number in [{lo:g}, {hi:g}], got {v!r}", where, 'Change the parameter.')
+        raise ConfigError(f"{name} must be {'a whole' if whole else 'a'} number in [{lo:g}, {hi:g}], got {v!r}", where,
+                          'Change the parameter.')
     return int(v) if whole else float(v)
 
 def choice(name, v, options, where=''):
@@ -108,7 +111,8 @@ class PixelOperator:
         "New pixels for the face of a crop"
         inner = face_window(crop, self.margin)
         side = max(inner[2]-inner[0], inner[3]-inner[1]); unit = 1. if self.reference is None else side/self.reference
-        x0, y0, x1, y1 = win = inner if not self.feather else face_window(crop, self.margin + 2.5*self.feather) # the soft edge shows new pixels, too
+        # the soft edge shows new pixels, too
+        x0, y0, x1, y1 = win = inner if not self.feather else face_window(crop, self.margin + 2.5*self.feather)
         out = crop.image.copy()
         out[y0:y1, x0:x1], info = self.edit(np.ascontiguousarray(crop.image[y0:y1, x0:x1]), unit, rng)
         return Edit(out, region_of(crop, inner, self.region, self.margin, self.feather),
@@ -152,7 +156,8 @@ class Downsample(PixelOperator):
                  smooth=True,       # enlarge with bicubic interpolation; False: nearest
                  **common):
         super().__init__(**common)
-        if factor is not None and to is not None: raise ConfigError('factor and to exclude each other', 'Downsample', 'Give one of them.')
+        if factor is not None and to is not None:
+            raise ConfigError('factor and to exclude each other', 'Downsample', 'Give one of them.')
         if factor is None and to is None: factor = 14
         self.factor = None if factor is None else number('factor', factor, 1, 1000, where='Downsample')
         self.to = None if to is None else number('to', to, 1, 4096, whole=True, where='Downsample')
@@ -162,7 +167,8 @@ class Downsample(PixelOperator):
         size = (self.to, self.to) if f is None else (max(1, round(w/f)), max(1, round(h/f)))
         size = (min(size[0], w), min(size[1], h))
         small = cv2.resize(window, size, interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC if self.smooth else cv2.INTER_NEAREST), dict(reduced=list(size))
+        return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC if self.smooth
+                          else cv2.INTER_NEAREST), dict(reduced=list(size))
 
 # %% ../../nbs/generate/00_pixels.ipynb #4b5f181d
 def cell_edges(n, b)->np.ndarray:
@@ -202,22 +208,26 @@ class ClusterPixelate(PixelOperator):
                  compactness=60.,     # weight of position against colour: high gives squares
                  **common):
         super().__init__(**common)
-        self.cell = number('cell', cell, 1, 1000, where='ClusterPixelate'); self.compactness = number('compactness', compactness, .01, 1e4, where='ClusterPixelate')
+        self.cell = number('cell', cell, 1, 1000, where='ClusterPixelate')
+        self.compactness = number('compactness', compactness, .01, 1e4, where='ClusterPixelate')
     def edit(self, window, unit, rng):
         from skimage.segmentation import slic
         h, w = window.shape[:2]; b = max(1., self.cell*unit); f = max(1, int(b//6))  # large faces: cluster a reduced copy
         small = cv2.resize(window, (max(1, w//f), max(1, h//f)), interpolation=cv2.INTER_AREA)
         n = max(1, round(h*w/b**2))
-        label = slic(small, n, compactness=self.compactness, max_num_iter=5, start_label=0, enforce_connectivity=False, channel_axis=-1)
+        label = slic(small, n, compactness=self.compactness, max_num_iter=5, start_label=0, enforce_connectivity=False,
+                     channel_axis=-1)
         label = cv2.resize(label.astype(np.float32), (w, h), interpolation=cv2.INTER_NEAREST).astype(np.int64)
         count = np.maximum(np.bincount(label.ravel()), 1)
         mean = np.stack([np.bincount(label.ravel(), window[..., k].ravel())/count for k in range(3)], -1)
-        return np.rint(mean).astype(np.uint8)[label], dict(clusters=int((np.bincount(label.ravel()) > 0).sum()), cell_px=round(b, 1))
+        return np.rint(mean).astype(np.uint8)[label], dict(clusters=int((np.bincount(label.ravel()) > 0).sum()),
+                                                           cell_px=round(b, 1))
 
 # %% ../../nbs/generate/00_pixels.ipynb #6e764462
 class Noise(PixelOperator):
     "Gaussian noise on every colour value of the face (book 3.1.1, Tables 4.1 and 5.1)"
-    presets = {'book-4.1-10': dict(sigma=10), 'book-4.1-30': dict(sigma=30), 'book-5.1-9': dict(sigma=9), 'book-5.1-49': dict(sigma=49)}
+    presets = {'book-4.1-10': dict(sigma=10), 'book-4.1-30': dict(sigma=30), 'book-5.1-9': dict(sigma=9),
+               'book-5.1-49': dict(sigma=49)}
     strength = {'light': dict(sigma=30, grain=2), 'medium': dict(sigma=60, grain=3), 'strong': dict(sigma=120, grain=4)}
     def __init__(self, sigma=49., # standard deviation in grey levels of 0..255
                  grain=None,      # size of a grain in px of the reference window; None: single pixels
@@ -238,7 +248,8 @@ class Mask(PixelOperator):
     "An opaque block over the face (book 3.1.1)"
     presets = {'black-box': dict(), 'grey-oval': dict(colour=(128, 128, 128), region='oval')}
     strength = {'light': dict(region='oval'), 'medium': dict(), 'strong': dict(margin=.15)}
-    guarantee = Guarantee('nothing formally', 'none', because='no pixel of the face is released, but its place, size and outline are')
+    guarantee = Guarantee('nothing formally', 'none',
+                          because='no pixel of the face is released, but its place, size and outline are')
     def __init__(self, colour=(0, 0, 0), # (r, g, b) in 0..255, or 'mean' for the mean colour of the window
                  **common):
         super().__init__(**common)
@@ -246,7 +257,8 @@ class Mask(PixelOperator):
         else:
             try: colour = tuple(number('colour', v, 0, 255, whole=True, where='Mask') for v in colour)
             except TypeError: colour = ()
-            if len(colour) != 3: raise ConfigError("colour must be three numbers in 0..255 or 'mean'", 'Mask', 'For example colour=(0, 0, 0).')
+            if len(colour) != 3:
+                raise ConfigError("colour must be three numbers in 0..255 or 'mean'", 'Mask', 'For example colour=(0, 0, 0).')
         self.colour = colour
     def edit(self, window, unit, rng):
         c = np.rint(window.reshape(-1, 3).mean(0)) if self.colour == 'mean' else self.colour

@@ -15,17 +15,20 @@ from ..core import AssetError, ConfigError
 def read_ir(xml)->tuple: # {id: (type, attributes, name, output ports)}, {id: [(id, port)]}, {id: array}
     "Layers, inputs and constants of an OpenVINO network"
     import xml.etree.ElementTree as ET
-    xml = Path(xml); root, data = ET.parse(xml).getroot(), xml.with_suffix('.bin').read_bytes(); layers, inputs, const = {}, {}, {}
+    xml = Path(xml); root, data = ET.parse(xml).getroot(), xml.with_suffix('.bin').read_bytes()
+    layers, inputs, const = {}, {}, {}
     types = dict(f32=np.float32, f16=np.float16, i64=np.int64, i32=np.int32, u8=np.uint8)
     for l in root.find('layers'):
         a = dict(l.find('data').attrib) if l.find('data') is not None else {}; out = l.find('output')
         layers[l.get('id')] = (l.get('type'), a, l.get('name'), [p.get('id') for p in out] if out is not None else [])
         if l.get('type') == 'Const':
             t, at, n = np.dtype(types[a['element_type'].lower()]), int(a['offset']), int(a['size'])
-            if at + n > len(data): raise AssetError('ends too early', xml.with_suffix('.bin'), 'Fetch it again: deidnb assets pull.')
+            if at + n > len(data):
+                raise AssetError('ends too early', xml.with_suffix('.bin'), 'Fetch it again: deidnb assets pull.')
             x = np.frombuffer(data, t, n//t.itemsize, at).reshape([int(s) for s in a['shape'].split(',') if s.strip()])
             const[l.get('id')] = x.astype(np.float32) if t == np.float16 else x
-    for e in root.find('edges'): inputs.setdefault(e.get('to-layer'), {})[int(e.get('to-port'))] = (e.get('from-layer'), e.get('from-port'))
+    for e in root.find('edges'):
+        inputs.setdefault(e.get('to-layer'), {})[int(e.get('to-port'))] = (e.get('from-layer'), e.get('from-port'))
     return layers, {k: [v[p] for p in sorted(v)] for k, v in inputs.items()}, const
 
 # %% ../../nbs/generate/14a_preview.ipynb #d319c399
@@ -36,7 +39,9 @@ def _conv(op, a, x):
     from torch.nn.functional import conv2d, conv_transpose2d, pad
     w, groups, begin, end, step = x[1], 1, _ints(a, 'pads_begin'), _ints(a, 'pads_end'), _ints(a, 'strides')
     if op.startswith('Group'): groups, w = w.shape[0], w.flatten(0, 1)
-    if 'Backprop' in op: return conv_transpose2d(x[0], w, stride=step, padding=begin, groups=groups, output_padding=_ints(a, 'output_padding', '0,0'))
+    if 'Backprop' in op:
+        return conv_transpose2d(x[0], w, stride=step, padding=begin, groups=groups, output_padding=_ints(a,
+                'output_padding', '0,0'))
     return conv2d(pad(x[0], (begin[1], end[1], begin[0], end[0])), w, stride=step, dilation=_ints(a, 'dilations'), groups=groups)
 
 def _reshape(a, x):
@@ -96,7 +101,9 @@ def ir_module(xml,         # an OpenVINO network with one input
                 op, a, _, _ = layers[k]
                 if op == 'Parameter': done[k] = x
                 elif op == 'Const': done[k] = getattr(self, f'c{k}')
-                else: done[k] = operator(op, a, [done[i][layers[i][3].index(p)] if isinstance(done[i], list) else done[i] for i, p in inputs.get(k, ())])
+                else:
+                    done[k] = operator(op, a, [done[i][layers[i][3].index(p)] if isinstance(done[i], list) else done[i]
+                                               for i, p in inputs.get(k, ())])
             return done[goal[0]]
     return Network().eval()
 

@@ -23,7 +23,9 @@ class SampledSwap(FusionSwap):
     def guarantee(self): return self.lds.guarantee
     def escalate(self, level:int):
         "For the gate: farther away, more of the shape; None when there is nothing stronger"
-        return None if level > 5 else type(self)(min(9, self.lds.level + level), self.simulate, **self.config | dict(weight=min(3., self.config['weight'] + .15*level)))
+        return None if level > 5 else type(self)(min(9, self.lds.level + level), self.simulate,
+                                                 **self.config | dict(weight=min(3.,
+                    self.config['weight'] + .15*level)))
     def new_code(self, z, crop, rng):
         new, alpha = self.lds.person(z[None], rng=seed_of(rng, self.simulate), simulate=self.simulate)
         return new[0], alpha[0], dict(level=self.lds.level)

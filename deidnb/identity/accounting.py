@@ -17,7 +17,8 @@ def subsampled(epsilon, ratio, delta=0.)->tuple: # (epsilon, delta)
     "Privacy amplification by Poisson sampling, for adding or removing one row"
     e, q = number('epsilon', epsilon, 0, 1e6, 'subsampled'), number('ratio', ratio, 0, 1, 'subsampled')
     if q == 0: return 0., 0.
-    return (math.log1p(q*math.expm1(e)) if e < 30 else e + math.log(q + (1-q)*math.exp(-e))), q*number('delta', delta, 0, 1, 'subsampled')
+    return (math.log1p(q*math.expm1(e)) if e < 30 else e + math.log(q + (1-q)*math.exp(-e))), q*number('delta', delta,
+        0, 1, 'subsampled')
 
 def accounting():
     "The dp_accounting package"
@@ -32,16 +33,22 @@ def compose(psi,        # a mechanism, or a Guarantee
     "The guarantee of several releases for one person"
     g = psi if isinstance(psi, Guarantee) else psi.guarantee
     n = int(number('releases', releases, 1, 1e7, 'compose')); delta = number('delta', delta, 0, .5, 'compose')
-    if g.epsilon is None: raise ConfigError('a mechanism without a guarantee cannot be composed', 'psi', 'Pick one of deidnb.identity.dp.')
+    if g.epsilon is None:
+        raise ConfigError('a mechanism without a guarantee cannot be composed', 'psi', 'Pick one of deidnb.identity.dp.')
     if n == 1: return g
     options = [(n*g.epsilon, n*g.delta)] if n*g.delta <= delta else []
     if delta > n*g.delta and g.epsilon <= 50 or not options:
         pld = accounting().pld.privacy_loss_distribution; fine = min(1e-3, g.epsilon/20)
-        if isinstance(psi, AnalyticGaussian): one, spare = pld.from_gaussian_mechanism(psi.sigma/psi.l2, value_discretization_interval=fine), n*2*psi.dim*2.**-30
-        else: one, spare = pld.from_privacy_parameters(accounting().pld.common.DifferentialPrivacyParameters(g.epsilon, g.delta), value_discretization_interval=fine), 0.
+        if isinstance(psi, AnalyticGaussian):
+            one, spare = pld.from_gaussian_mechanism(psi.sigma/psi.l2, value_discretization_interval=fine), n*2*psi.dim*2.**-30
+        else:
+            one, spare = pld.from_privacy_parameters(accounting().pld.common.DifferentialPrivacyParameters(g.epsilon,
+                    g.delta), value_discretization_interval=fine), 0.
         options.append((one.self_compose(n).get_epsilon_for_delta(delta*(1 - MARGIN)) + spare, delta))
     e, dl = min(options)
-    if not math.isfinite(e): raise ConfigError(f'delta={delta:g} is too small for {n} releases with delta={g.delta:g} each', 'compose', 'Raise delta, or make each release with a smaller one.')
+    if not math.isfinite(e):
+        raise ConfigError(f'delta={delta:g} is too small for {n} releases with delta={g.delta:g} each', 'compose',
+                          'Raise delta, or make each release with a smaller one.')
     return replace(g, epsilon=float(e), delta=float(dl), releases=g.releases*n)
 
 def subsampled_gaussian(noise, ratio, steps, delta, accountant='pld')->float:

@@ -15,7 +15,8 @@ from .mechanism import EPSILONS, MARGIN, Source, number
 from .accounting import subsampled
 
 # %% ../../nbs/identity/02_attributes.ipynb #5a32ea70
-ATTRIBUTES = ('Bald', 'Bangs', 'Black_Hair', 'Blond_Hair', 'Brown_Hair', 'Bushy_Eyebrows', 'Eyeglasses', 'Male', 'Mouth_Slightly_Open', 'Mustache', 'No_Beard', 'Pale_Skin', 'Young')
+ATTRIBUTES = ('Bald', 'Bangs', 'Black_Hair', 'Blond_Hair', 'Brown_Hair', 'Bushy_Eyebrows', 'Eyeglasses', 'Male',
+              'Mouth_Slightly_Open', 'Mustache', 'No_Beard', 'Pale_Skin', 'Young')
 CONFLICTS = (('Black_Hair', 'Blond_Hair', 'Brown_Hair'), ('Mustache', 'No_Beard'))
 
 # %% ../../nbs/identity/02_attributes.ipynb #978dd98c
@@ -32,7 +33,8 @@ def choices(votes,   # (c,) counts
             sensitivity=1.)->list: # of (indices, logits): one entry a choice
     "The exponents of eq. 4.5 (indices (i,), logits of without and with) and of eq. 4.6 (a group's indices and logits)"
     f = epsilon/(2*sensitivity); grouped = {i for g in groups for i in g}
-    return [((i,), [f*(k - v), f*v]) for i, v in enumerate(votes) if i not in grouped] + [(tuple(g), [f*votes[i] for i in g]) for g in groups]
+    return [((i,), [f*(k - v), f*v]) for i, v in enumerate(votes) if i not in grouped] + [(tuple(g),
+            [f*votes[i] for i in g]) for g in groups]
 
 def probabilities(chosen, c)->np.ndarray: # (c,)
     "P(with attribute) for each attribute"
@@ -46,7 +48,8 @@ def probabilities(chosen, c)->np.ndarray: # (c,)
 def attribute_accuracy(m, n)->float:
     "Share of attributes on which two sets agree (eq. 4.14), mean over rows"
     m, n = np.asarray(m, bool), np.asarray(n, bool)
-    if m.shape != n.shape or not m.size: raise InputError(f'have shapes {m.shape} and {n.shape}', 'attribute sets', 'Pass two arrays of the same shape.')
+    if m.shape != n.shape or not m.size:
+        raise InputError(f'have shapes {m.shape} and {n.shape}', 'attribute sets', 'Pass two arrays of the same shape.')
     return float((m == n).mean())
 
 # %% ../../nbs/identity/02_attributes.ipynb #cac7f43e
@@ -61,17 +64,27 @@ class NeighbourVote:
                  sensitivity=1.,  # Delta q, 1 in the book
                  names=ATTRIBUTES, conflicts=CONFLICTS):
         w = type(self).__name__; self.features, self.attributes = np.asarray(features, np.float64), np.asarray(attributes)
-        if self.features.ndim != 2 or not np.isfinite(self.features).all(): raise InputError('must be a finite (n, f) array', 'features', 'Leave out faces without features.')
+        if self.features.ndim != 2 or not np.isfinite(self.features).all():
+            raise InputError('must be a finite (n, f) array', 'features', 'Leave out faces without features.')
         n = len(self.features); self.names = tuple(names); c = len(self.names)
-        if self.attributes.shape != (n, c): raise InputError(f'has shape {self.attributes.shape}, not {(n, c)}', 'attributes', 'One row per face, one column per name.')
-        if not np.isin(self.attributes, (0, 1)).all(): raise InputError('must be 0 or 1', 'attributes', 'CelebA writes -1 for 0: pass attributes > 0.')
+        if self.attributes.shape != (n, c):
+            raise InputError(f'has shape {self.attributes.shape}, not {(n, c)}', 'attributes',
+                             'One row per face, one column per name.')
+        if not np.isin(self.attributes, (0, 1)).all():
+            raise InputError('must be 0 or 1', 'attributes', 'CelebA writes -1 for 0: pass attributes > 0.')
         for name in (flat := [a for g in conflicts for a in g]):
-            if name not in self.names: raise ConfigError(f'unknown attribute {name!r}', 'conflicts', did_you_mean(name, self.names))
-        if len(set(flat)) < len(flat) or any(len(g) < 2 for g in conflicts): raise ConfigError('groups must not overlap and need two members', 'conflicts', 'Put each attribute into one group.')
+            if name not in self.names:
+                raise ConfigError(f'unknown attribute {name!r}', 'conflicts', did_you_mean(name, self.names))
+        if len(set(flat)) < len(flat) or any(len(g) < 2 for g in conflicts):
+            raise ConfigError('groups must not overlap and need two members', 'conflicts', 'Put each attribute into one group.')
         self.groups = [tuple(self.names.index(a) for a in g) for g in conflicts]
         self.epsilon, self.ratio = number('epsilon', epsilon, *EPSILONS, w), number('ratio', ratio, 1e-9, 1, w)
-        self.k = int(number('k', k, 1, n, w)); self.tau = None if tau is None else number('tau', tau, 1e-3, c, w); self.sensitivity = number('sensitivity', sensitivity, 1e-3, 1e6, w)
-        if n*self.ratio < self.k: raise ConfigError(f'a sample of ratio {self.ratio:g} holds about {n*self.ratio:.0f} of {n} faces, fewer than k={self.k}', w, 'Lower k, raise ratio or use a larger table.')
+        self.k = int(number('k', k, 1, n, w))
+        self.tau = None if tau is None else number('tau', tau, 1e-3, c, w)
+        self.sensitivity = number('sensitivity', sensitivity, 1e-3, 1e6, w)
+        if n*self.ratio < self.k:
+            raise ConfigError(f'a sample of ratio {self.ratio:g} holds about {n*self.ratio:.0f} of {n} faces, fewer than k={self.k}',
+                              w, 'Lower k, raise ratio or use a larger table.')
 
     def vote(self, x, source)->np.ndarray: # (c,) counts
         "Lines 1-3: the counts of the k nearest in a new Poisson sample"
@@ -105,7 +118,9 @@ class DPKAnonymity(NeighbourVote):
     def __call__(self, x, *, rng=None, simulate=False)->np.ndarray: # bool (c,) or (n, c)
         "Obfuscated attributes of faces with features x"
         source, q = Source(rng, simulate), np.asarray(x, np.float64)
-        if q.ndim not in (1, 2) or q.shape[-1] != self.features.shape[1] or not np.isfinite(q).all(): raise InputError(f'must be finite features of dimension {self.features.shape[1]}, got shape {q.shape}', 'x', 'Use the extractor that made the table.')
+        if q.ndim not in (1, 2) or q.shape[-1] != self.features.shape[1] or not np.isfinite(q).all():
+            raise InputError(f'must be finite features of dimension {self.features.shape[1]}, got shape {q.shape}', 'x',
+                             'Use the extractor that made the table.')
         out = np.array([self.draw(self.vote(r, source), source) for r in np.atleast_2d(q)], bool).reshape(-1, len(self.names))
         return out if q.ndim == 2 else out[0]
 

@@ -30,7 +30,8 @@ def neighbour_pairs(dim, seed=0)->dict: # name -> (2, dim) unit vectors
 def outputs(psi, z, kw)->np.ndarray: # (n, values) float64
     "psi(z, **kw), checked"
     x = np.asarray(psi(z, **kw), np.float64)
-    if x.ndim < 1 or len(x) != len(z): raise ConfigError(f'returned shape {x.shape} for {len(z)} vectors', 'psi', 'An audit needs one output for each row.')
+    if x.ndim < 1 or len(x) != len(z):
+        raise ConfigError(f'returned shape {x.shape} for {len(z)} vectors', 'psi', 'An audit needs one output for each row.')
     if not np.isfinite(x).all(): raise ConfigError('returned values that are not finite', 'psi')
     return x.reshape(len(z), -1)
 
@@ -38,9 +39,12 @@ def draw(psi, z, n, seed, simulate=True,
          companions=0, # further rows, known to the attacker, released in the same call
     )->np.ndarray:     # (n, values) float64
     "Independent outputs of `psi` at z: one call for all, or one call each where there are companions"
-    z = np.atleast_2d(np.asarray(z)); kw = lambda k: dict(rng=int(np.random.default_rng([*np.atleast_1d(seed), k]).integers(2**62)), simulate=True) if simulate else {}
+    z = np.atleast_2d(np.asarray(z))
+    kw = lambda k: dict(rng=int(np.random.default_rng([*np.atleast_1d(seed), k]).integers(2**62)),
+                        simulate=True) if simulate else {}
     if not companions: return np.concatenate([outputs(psi, z.repeat(min(20_000, n-i), 0), kw(i)) for i in range(0, n, 20_000)])
-    rows = np.r_[z, np.eye(z.shape[1])[:1].repeat(companions, 0)].astype(z.dtype); return np.stack([outputs(psi, rows, kw(i)).ravel() for i in range(n)])
+    rows = np.r_[z, np.eye(z.shape[1])[:1].repeat(companions, 0)].astype(z.dtype)
+    return np.stack([outputs(psi, rows, kw(i)).ravel() for i in range(n)])
 
 # %% ../../nbs/identity/03_audit.ipynb #5e15edce
 def features(x, c0, c1)->np.ndarray: # outputs (n, values) and two centres -> (n, features)
@@ -75,17 +79,21 @@ def fit_lattice(x0, x1):
     "Sum over coordinates of the log-odds of the lowest bit's position"
     tables = []
     for a, b in zip(lowest_bit(x0).T, lowest_bit(x1).T):
-        v = np.unique(np.r_[a, b]); p, q = (np.array([(c == u).sum() for u in v]) + .5 for c in (a, b)); tables.append((v, np.log(p/p.sum()) - np.log(q/q.sum())))
+        v = np.unique(np.r_[a, b]); p, q = (np.array([(c == u).sum() for u in v]) + .5 for c in (a, b))
+        tables.append((v, np.log(p/p.sum()) - np.log(q/q.sum())))
     def score(x):
         out = np.zeros(len(x))
-        for c, (v, r) in zip(lowest_bit(x).T, tables): i = np.minimum(np.searchsorted(v, c), len(v)-1); out += np.where(v[i] == c, r[i], 0.)
+        for c, (v, r) in zip(lowest_bit(x).T, tables):
+            i = np.minimum(np.searchsorted(v, c), len(v)-1); out += np.where(v[i] == c, r[i], 0.)
         return out
     return score
 
 # %% ../../nbs/identity/03_audit.ipynb #cb431e93
 def fit_histogram(x0, x1, c0, c1, seed=0, bins=12):
     "Log-odds of cells: quantiles of the difference of the l1 distances to the centres by quantiles of their sum"
-    d = lambda x, c: np.abs(x-c).sum(1); f = lambda x: (d(x, c1) - d(x, c0), d(x, c0) + d(x, c1)); both = f(np.r_[x0, x1]); q = np.linspace(0, 1, bins+1)[1:-1]; edges = [np.quantile(v, q) for v in both]
+    d = lambda x, c: np.abs(x-c).sum(1); f = lambda x: (d(x, c1) - d(x, c0), d(x, c0) + d(x, c1))
+    both = f(np.r_[x0, x1]); q = np.linspace(0, 1, bins+1)[1:-1]
+    edges = [np.quantile(v, q) for v in both]
     cell = lambda x: sum(np.searchsorted(e, v)*bins**i for i, (e, v) in enumerate(zip(edges, f(x))))
     p, r = (np.bincount(cell(x), minlength=bins**2) + .5 for x in (x0, x1)); table = np.log(p/p.sum()) - np.log(r/r.sum())
     return lambda x: table[cell(x)]
@@ -95,9 +103,11 @@ def fit_net(x0, x1, c0, c1, seed=0, hidden=64, steps=300):
     import torch
     w = whiten(features(np.r_[x0, x1], c0, c1)); t = lambda x: torch.as_tensor(w(features(x, c0, c1)), dtype=torch.float32)
     X, y, g = t(np.r_[x0, x1]), torch.cat([torch.ones(len(x0)), torch.zeros(len(x1))]), torch.Generator().manual_seed(int(seed))
-    P = [torch.randn(s, generator=g)*s[0]**-.5 for s in ((X.shape[1], hidden), (hidden, 1))] + [torch.zeros(hidden), torch.zeros(1)]
+    P = [torch.randn(s, generator=g)*s[0]**-.5 for s in ((X.shape[1], hidden), (hidden, 1))] + [torch.zeros(hidden),
+        torch.zeros(1)]
     for p in P: p.requires_grad_()
-    net = lambda X: (torch.nn.functional.silu(X@P[0] + P[2])@P[1] + P[3])[:, 0]; opt = torch.optim.AdamW(P, 1e-2, weight_decay=1e-2)
+    net = lambda X: (torch.nn.functional.silu(X@P[0] + P[2])@P[1] + P[3])[:, 0]
+    opt = torch.optim.AdamW(P, 1e-2, weight_decay=1e-2)
     for _ in range(steps):
         i = torch.randint(len(X), (1024,), generator=g); opt.zero_grad()
         torch.nn.functional.binary_cross_entropy_with_logits(net(X[i]), y[i]).backward(); opt.step()
@@ -113,13 +123,16 @@ def quiet(f, *a)->np.ndarray:
 
 def statistics(psi, z0, z1, x0, x1, names, seed=0)->dict: # name -> function of outputs
     "The statistics of these names, trained on x0 and x1; those that do not fit the outputs are left out"
-    z0, z1 = np.asarray(z0, np.float64), np.asarray(z1, np.float64); out = {}; same = x0.shape[1] == len(z0); c = coarse(np.r_[x0, x1])
+    z0, z1 = np.asarray(z0, np.float64), np.asarray(z1, np.float64); out = {}
+    same = x0.shape[1] == len(z0); c = coarse(np.r_[x0, x1])
     centres = (z0, z1) if same else (np.median(c(x0), 0), np.median(c(x1), 0))
     for k in names:
         if k == 'lattice': out[k] = fit_lattice(x0, x1)
         elif k in FITTED: out[k] = (lambda f: lambda x: f(c(x)))(FITTED[k](c(x0), c(x1), *centres, seed))
         elif k == 'direction' and same: out[k] = lambda x: c(x)@(z0-z1)
-        elif k == 'density' and hasattr(psi, 'log_ratio') and same: out[k] = lambda x: np.rint(np.nan_to_num(quiet(psi.log_ratio, x, z0, z1), nan=0., posinf=1e6, neginf=-1e6)*2**10)/2**10
+        elif k == 'density' and hasattr(psi, 'log_ratio') and same:
+            out[k] = lambda x: np.rint(np.nan_to_num(quiet(psi.log_ratio, x, z0, z1), nan=0., posinf=1e6,
+                                                     neginf=-1e6)*2**10)/2**10
     return out
 
 # %% ../../nbs/identity/03_audit.ipynb #f0c47f45
@@ -136,7 +149,8 @@ class Audit:
     @property
     def caught(self): return self.claimed is not None and self.bound > self.claimed
     @property
-    def verdict(self): return 'no claim' if self.claimed is None else 'CAUGHT' if self.caught else 'cannot tell: beyond the ceiling' if self.claimed >= self.ceiling else 'not refuted'
+    def verdict(self):
+        return 'no claim' if self.claimed is None else 'CAUGHT' if self.caught else 'cannot tell: beyond the ceiling' if self.claimed >= self.ceiling else 'not refuted'
     def row(self)->dict:
         "For tables"
         return {'mechanism': self.mechanism, 'claimed': '-' if self.claimed is None else f'{self.claimed:.3g}', 'at least': f'{self.bound:.3f}', 'verdict': self.verdict, 'delta': f'{self.delta:g}',
@@ -166,7 +180,9 @@ def title(psi)->str: return type(psi).__name__ if ' at 0x' in repr(psi) else rep
 
 def claim_of(psi, claim, delta)->tuple: # function (z0, z1) -> epsilon or None; delta
     "The claim to hold a mechanism to: a number, a function of the two neighbours, or its own guarantee"
-    if not callable(psi): raise ConfigError(f'must be a mechanism, got {type(psi).__name__}', 'psi', 'Pass an object that is called as psi(z, rng=seed, simulate=True).')
+    if not callable(psi):
+        raise ConfigError(f'must be a mechanism, got {type(psi).__name__}', 'psi',
+                          'Pass an object that is called as psi(z, rng=seed, simulate=True).')
     g = getattr(psi, 'guarantee', None)
     if delta is None: delta = float(getattr(g, 'delta', 0.) or 0.)
     delta = level(.95, delta)[1]
@@ -175,6 +191,7 @@ def claim_of(psi, claim, delta)->tuple: # function (z0, z1) -> epsilon or None; 
     else: number('claim', claim, 1e-9, 1e9, 'audit')
     return (lambda z0, z1: claim), delta
 
+# %% ../../nbs/identity/03_audit.ipynb #3a36441c
 def candidate_pairs(psi, pairs, dim, seed)->dict:
     "Checked neighbours: given ones, or `neighbour_pairs` of the mechanism's dimension"
     if pairs is None:
@@ -184,14 +201,18 @@ def candidate_pairs(psi, pairs, dim, seed)->dict:
     if not isinstance(pairs, dict): pairs = {f'pair {i}': p for i, p in enumerate(pairs)}
     out = {k: np.asarray(p, np.float64) for k, p in pairs.items()}
     for k, p in out.items():
-        if p.ndim != 2 or len(p) != 2 or not np.isfinite(p).all(): raise ConfigError(f'{k!r} must be two finite vectors, got shape {p.shape}', 'pairs')
+        if p.ndim != 2 or len(p) != 2 or not np.isfinite(p).all():
+            raise ConfigError(f'{k!r} must be two finite vectors, got shape {p.shape}', 'pairs')
         if (p[0] == p[1]).all(): raise ConfigError(f'{k!r} is twice the same vector', 'pairs')
     if not out: raise ConfigError('holds no neighbours', 'pairs')
     return out
 
 def testers(tester, delta, confidence)->tuple: # choose(a, b) -> (choice, bound); count(a, b, choice) -> (bound, counts)
     "How values of a statistic become a bound: 'event' by (2), 'renyi' by (4)"
-    if tester == 'event': return (lambda a, b: choose_event(a, b, delta, confidence)), lambda a, b, c: (float(epsilon_from_counts(*(k := count_event(a, b, c)), delta, confidence)), k)
+    if tester == 'event':
+        return (lambda a, b: choose_event(a, b, delta,
+                                          confidence)), lambda a, b, c: (float(epsilon_from_counts(*(k := count_event(a,
+                            b, c)), delta, confidence)), k)
     if tester != 'renyi': raise ConfigError(f'unknown tester {tester!r}', 'tester', "Use 'event' or 'renyi'.")
     if delta: raise ConfigError('a Renyi divergence cannot bound epsilon where delta > 0', 'tester', "Use tester='event'.")
     return (lambda a, b: choose_renyi(a, b, confidence)), lambda a, b, c: (count_renyi(a, b, c, confidence), c)
@@ -219,23 +240,31 @@ def audit(psi,             # called as psi(z, rng=seed, simulate=True); rows mus
           pilot=2000,      # draws for choosing the pair
     )->Audit:
     "A lower bound of the epsilon of `psi`, and whether it refutes the claim"
-    start = time.time(); n, pilot, seed, companions = whole('n', n, 16), whole('pilot', pilot, 16), whole('seed', seed, 0, 2**63), whole('companions', companions, 0, 1000); level(confidence)
-    (claim, delta), pairs, names = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed), names_of(attack); choose, count = testers(tester, delta, confidence)
+    start = time.time()
+    n, pilot, seed, companions = whole('n', n, 16), whole('pilot', pilot, 16), whole('seed', seed, 0,
+        2**63), whole('companions', companions, 0, 1000)
+    level(confidence)
+    (claim, delta), pairs, names = claim_of(psi, claim, delta), candidate_pairs(psi, pairs, dim, seed), names_of(attack)
+    choose, count = testers(tester, delta, confidence)
     def parts(pair, n, s, cuts):
         x = [draw(psi, np.asarray(z, np.float32), n, [seed, s, i], simulate, companions) for i, z in enumerate(pair)]
         return list(zip(*(np.split(v, [int(n*c) for c in cuts]) for v in x)))
-    def promise(i, k): return best_statistic(psi, pairs[k], parts(pairs[k], pilot, 1+i, [.5]), names, choose, seed)[0] - (claim(*pairs[k]) or 0)
+    def promise(i, k):
+        return best_statistic(psi, pairs[k], parts(pairs[k], pilot, 1+i, [.5]), names, choose, seed)[0] - (claim(*pairs[k]) or 0)
     chosen = list(pairs)[int(np.argmax([promise(i, k) for i, k in enumerate(pairs)]) if len(pairs) > 1 else 0)]
-    pair = pairs[chosen]; *first, (a, b) = parts(pair, n, 0, [.25, .5]); _, name, score, choice = best_statistic(psi, pair, first, names, choose, seed)
+    pair = pairs[chosen]; *first, (a, b) = parts(pair, n, 0, [.25, .5])
+    _, name, score, choice = best_statistic(psi, pair, first, names, choose, seed)
     bound, counts = count(score(a), score(b), choice)
-    return Audit(title(psi), bound, claim(*pair), len(a), name if tester == 'event' else f'{name}, {tester}', chosen, confidence, delta, ceiling(len(a), delta, confidence), counts, time.time()-start)
+    return Audit(title(psi), bound, claim(*pair), len(a), name if tester == 'event' else f'{name}, {tester}', chosen,
+                 confidence, delta, ceiling(len(a), delta, confidence), counts, time.time()-start)
 
 # %% ../../nbs/identity/03_audit.ipynb #f3f35582
 def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments of `audit`)}
               alarm=.05,   # probability that any sound mechanism among them is called broken
               **kw)->Audits:
     "Audits of a family of mechanisms at a family-wise false-alarm rate"
-    if 'confidence' in kw: raise ConfigError('follows from alarm and the number of mechanisms', 'confidence', 'Pass alarm instead.')
+    if 'confidence' in kw:
+        raise ConfigError('follows from alarm and the number of mechanisms', 'confidence', 'Pass alarm instead.')
     number('alarm', alarm, 1e-6, .99, 'audit_all'); kw['confidence'] = 1 - alarm/max(len(mechanisms), 1); out = Audits()
     for name, m in mechanisms.items():
         m, own = m if isinstance(m, tuple) else (m, {}); out.append(replace(audit(m, **kw | own), mechanism=name))
@@ -244,7 +273,8 @@ def audit_all(mechanisms,  # {name: mechanism}, or {name: (mechanism, arguments 
 # %% ../../nbs/identity/03_audit.ipynb #56185bb5
 def coin_run(psi, pair, m, seed, simulate=True)->tuple: # outputs (m, values), coins (m,) bool: True for z0
     "One call for m people whose inputs were chosen by coins"
-    g = np.random.default_rng(seed); coins = g.random(m) < .5; kw = dict(rng=int(g.integers(2**62)), simulate=True) if simulate else {}
+    g = np.random.default_rng(seed); coins = g.random(m) < .5
+    kw = dict(rng=int(g.integers(2**62)), simulate=True) if simulate else {}
     return outputs(psi, np.where(coins[:, None], pair[0], pair[1]).astype(np.float32), kw), coins
 
 def right_guesses(score, coins, share)->tuple: # r, v
@@ -265,5 +295,7 @@ def audit_one_run(psi, m=4000,    # people protected by the counted call
                 e = one_run_bound(m, *right_guesses(s(y), d, share), delta, confidence) - (claim(*pair) or 0)
                 if e > best[0]: best = (e, name, k, s, share)
     if len(best) == 1: raise ConfigError('no statistic fits this mechanism', 'attack', "Use attack='auto'.")
-    _, name, k, s, share = best; x, c = coin_run(psi, pairs[name], m, [seed, 0, 0], simulate); r, v = right_guesses(s(x), c, share)
-    return Audit(title(psi), one_run_bound(m, r, v, delta, confidence), claim(*pairs[name]), m, f'one run, {k}', name, confidence, delta, one_run_bound(m, m, m, delta, confidence), (m, r, v), time.time()-start)
+    _, name, k, s, share = best; x, c = coin_run(psi, pairs[name], m, [seed, 0, 0], simulate)
+    r, v = right_guesses(s(x), c, share)
+    return Audit(title(psi), one_run_bound(m, r, v, delta, confidence), claim(*pairs[name]), m, f'one run, {k}', name,
+                 confidence, delta, one_run_bound(m, m, m, delta, confidence), (m, r, v), time.time()-start)

@@ -62,7 +62,8 @@ def choose_event(a, b, delta=0., confidence=.95, grid=200)->tuple: # (threshold,
     "The threshold and event with the largest bound on these draws"
     x = np.sort(np.concatenate([a, b])); tail = np.geomspace(1, len(x)/2, grid//2).astype(int)
     t = np.unique(x[np.r_[tail-1, len(x)-tail, np.linspace(0, len(x)-1, grid).astype(int)]])
-    e = epsilon_from_counts(*side_counts(a, b, t), delta, 1 - (1-confidence)/len(t)); i, j = np.unravel_index(np.argmax(e), e.shape)
+    e = epsilon_from_counts(*side_counts(a, b, t), delta, 1 - (1-confidence)/len(t))
+    i, j = np.unravel_index(np.argmax(e), e.shape)
     return (float(t[j]), int(i)), float(e[i, j])
 
 def count_event(a, b, event)->tuple: # k, n, l, m
@@ -72,14 +73,16 @@ def count_event(a, b, event)->tuple: # k, n, l, m
 def halves(a, b)->tuple: # the two as float64, half their length
     "Checked values of a statistic"
     a, b = (np.asarray(x, np.float64).ravel() for x in (a, b)); h = min(len(a), len(b))//2
-    if h < 2 or np.isnan(a).any() or np.isnan(b).any(): raise ConfigError('needs at least four values for each neighbour, without NaN', 'a, b')
+    if h < 2 or np.isnan(a).any() or np.isnan(b).any():
+        raise ConfigError('needs at least four values for each neighbour, without NaN', 'a, b')
     return a, b, h
 
 def epsilon_lower_bound(a, b,           # statistic of independent outputs of the two neighbours
                         delta=0., confidence=.95)->float:
     "Lower bound of epsilon from one statistic: event chosen on the first half, counted on the second"
     a, b, h = halves(a, b)
-    return float(epsilon_from_counts(*count_event(a[h:], b[h:], choose_event(a[:h], b[:h], delta, confidence)[0]), delta, confidence))
+    return float(epsilon_from_counts(*count_event(a[h:], b[h:], choose_event(a[:h], b[:h], delta, confidence)[0]),
+                                     delta, confidence))
 
 # %% ../../nbs/identity/02_bounds.ipynb #8dce3980
 def bernstein_bounds(x, span, alpha)->tuple: # lower, upper
@@ -101,12 +104,14 @@ def renyi_of_epsilon(epsilon, order)->float:
 def epsilon_of_renyi(divergence, order)->float:
     "Inverse of `renyi_of_epsilon`"
     from scipy.optimize import brentq
-    return 0. if divergence <= 0 else brentq(lambda e: renyi_of_epsilon(e, order) - divergence, 0, 2*divergence + 10*math.sqrt(divergence) + 10)
+    return 0. if divergence <= 0 else brentq(lambda e: renyi_of_epsilon(e, order) - divergence, 0,
+                                             2*divergence + 10*math.sqrt(divergence) + 10)
 
 # %% ../../nbs/identity/02_bounds.ipynb #bdebce68
 def choose_renyi(a, b, confidence=.95, orders=(1.5, 2., 3., 5., 9.), clips=(.1, .25, .5, 1., 2., 4.))->tuple: # (order, clip, direction), the epsilon it gave here
     "Order, clip and direction with the largest bound on these draws"
-    tried = [(count_renyi(a, b, c, confidence), c) for c in ((k, clip, side) for k in orders for clip in clips for side in (1, -1))]
+    tried = [(count_renyi(a, b, c, confidence), c) for c in ((k, clip, side) for k in orders for clip in clips
+                                                             for side in (1, -1))]
     e, choice = max(tried); return choice, e
 
 def count_renyi(a, b, choice, confidence=.95)->float:

@@ -22,7 +22,9 @@ class Broken(Laplace):
                  epsilon=1.):     # what it claims
         super().__init__(dim, epsilon, normalise=False)
     def noise(self, shape, source): return Laplace.simulated(self, np.zeros(shape), source)
-    def released(self, z, source): raise ConfigError('a mechanism that is broken on purpose works in simulations only', 'simulate', 'Pass rng=seed and simulate=True.')
+    def released(self, z, source):
+        raise ConfigError('a mechanism that is broken on purpose works in simulations only', 'simulate',
+                          'Pass rng=seed and simulate=True.')
     @property
     def guarantee(self): return replace(super().guarantee, because=f'claimed, and wrong: {self.mistake}', valid=False)
 
@@ -57,12 +59,16 @@ class DataDependentScale(Broken):
     def __init__(self, dim=8, epsilon=1.,
                  encode=None, # z (n, dim) -> mu (n, k) in [-1, 1], sigma (n, k) > 0; default: a fixed random encoder
                  latent=8):   # k
-        super().__init__(dim, epsilon); self.latent = int(number('latent', latent, 1, 1e5, 'DataDependentScale')); self.encode = encode or self.toy_encoder
-        W = np.random.default_rng(0).normal(size=(2, self.dim, self.latent)); self.weights = W/np.linalg.norm(W, axis=1, keepdims=True)
+        super().__init__(dim, epsilon)
+        self.latent = int(number('latent', latent, 1, 1e5, 'DataDependentScale'))
+        self.encode = encode or self.toy_encoder
+        W = np.random.default_rng(0).normal(size=(2, self.dim, self.latent))
+        self.weights = W/np.linalg.norm(W, axis=1, keepdims=True)
     def toy_encoder(self, z): return np.tanh(z@self.weights[0]), np.exp(z@self.weights[1])
     def __call__(self, z, *, rng=None, simulate=False):
         if not simulate: self.released(z, None)
-        mu, sigma = self.encode(np.atleast_2d(np.asarray(z, np.float64))); noise = self.noise(mu.shape, Source(rng, simulate))/self.scale
+        mu, sigma = self.encode(np.atleast_2d(np.asarray(z, np.float64)))
+        noise = self.noise(mu.shape, Source(rng, simulate))/self.scale
         return (mu + sigma*noise*2*self.latent/self.epsilon).astype(np.float32).reshape(*np.shape(z)[:-1], -1)
     log_ratio = property(doc='not known: the outputs are latent codes')
 
@@ -77,7 +83,8 @@ class Overclaim:
         return getattr(self.psi, name)
     @property
     def guarantee(self):
-        return replace(self.psi.guarantee, epsilon=self.epsilon, valid=False, because='claimed, and wrong: less noise than this epsilon needs')
+        return replace(self.psi.guarantee, epsilon=self.epsilon, valid=False,
+                       because='claimed, and wrong: less noise than this epsilon needs')
     def __repr__(self): return f'Overclaim({self.psi!r}, {self.epsilon:g})'
 
 # %% ../../nbs/identity/02b_broken.ipynb #ece92474

@@ -23,7 +23,8 @@ def laplace_cosine(z, # (d,) unit
     r = np.sqrt(s)
     def side(a): # E[exp(-s Y^2); the noise has the sign of a growing]
         q = r*a + 1/(2*b*r); low = np.minimum(q, 0)
-        m = np.where(q >= 0, np.exp(-s*a*a)*erfcx(np.maximum(q, 0)), 2*np.exp(np.where(q < 0, a/b + 1/(4*s*b*b), 0)) - np.exp(-s*a*a)*erfcx(-low))
+        m = np.where(q >= 0, np.exp(-s*a*a)*erfcx(np.maximum(q, 0)), 2*np.exp(np.where(q < 0, a/b + 1/(4*s*b*b), 0))
+                     - np.exp(-s*a*a)*erfcx(-low))
         return m*math.sqrt(math.pi)/(4*b*r)
     up, down = side(z), side(-z); m0 = np.maximum(up + down, 1e-300); m1 = (down - up)/(2*s*b)
     f = (z*m1/m0).sum(0)*np.exp(np.log(m0).sum(0))*r/math.sqrt(math.pi)
@@ -41,7 +42,9 @@ class Laplace(Mechanism):
         if sensitivity == 'sphere': self.l1 = 2*math.sqrt(d)
         elif sensitivity == 'paper512': self.l1 = 512.
         elif sensitivity == 'empirical':
-            if codes is None: raise ConfigError("sensitivity='empirical' needs codes", 'Laplace', 'Pass codes=(n, d), or use the valid sensitivity="sphere".')
+            if codes is None:
+                raise ConfigError("sensitivity='empirical' needs codes", 'Laplace',
+                                  'Pass codes=(n, d), or use the valid sensitivity="sphere".')
             from scipy.spatial.distance import pdist
             x = unit_codes(codes, d, 'codes'); self.l1 = float(pdist(x, 'cityblock').max()) if len(x) > 1 else 0.
             if self.l1 <= 0: raise InputError('needs at least two different codes', 'codes', 'Use sensitivity="sphere".')
@@ -67,8 +70,10 @@ class Laplace(Mechanism):
     @property
     def log_ratio(self):
         "log p(out|z0) - log p(out|z1) of noisy vectors; only there with normalise=False"
-        if self.normalise: raise AttributeError('log_ratio: the density of a normalised Laplace vector is not known; use normalise=False')
-        return lambda out, z0, z1: (np.abs(out - unit_codes(z1, self.dim)) - np.abs(out - unit_codes(z0, self.dim))).sum(-1)/self.scale
+        if self.normalise:
+            raise AttributeError('log_ratio: the density of a normalised Laplace vector is not known; use normalise=False')
+        return lambda out, z0, z1: (np.abs(out - unit_codes(z1, self.dim)) - np.abs(out - unit_codes(z0,
+                    self.dim))).sum(-1)/self.scale
 
     @property
     def guarantee(self):
@@ -98,11 +103,14 @@ class AnalyticGaussian(Mechanism):
     def __init__(self, dim, epsilon,
                  delta=1e-6,      # probability outside the bound
                  normalise=True): # False: the noisy vector as it is
-        super().__init__(dim, epsilon); self.delta, self.normalise = number('delta', delta, 1e-20, .5, 'AnalyticGaussian'), bool(normalise)
+        super().__init__(dim, epsilon)
+        self.delta, self.normalise = number('delta', delta, 1e-20, .5, 'AnalyticGaussian'), bool(normalise)
         spare = self.epsilon*(1 - MARGIN) - 2*self.dim*2.**-30
-        if spare <= 0: raise ConfigError(f'epsilon={self.epsilon:g} is too small for dim={self.dim}', 'AnalyticGaussian', 'Raise epsilon.')
+        if spare <= 0:
+            raise ConfigError(f'epsilon={self.epsilon:g} is too small for dim={self.dim}', 'AnalyticGaussian', 'Raise epsilon.')
         sigma = lambda l2: gaussian_sigma(spare, self.delta*(1 - MARGIN), l2)
-        self.step = 2.**(math.ceil(math.log2(sigma(2.))) - 30); self.l2 = 2 + self.step*math.sqrt(self.dim); self.sigma = sigma(self.l2)
+        self.step = 2.**(math.ceil(math.log2(sigma(2.))) - 30); self.l2 = 2 + self.step*math.sqrt(self.dim)
+        self.sigma = sigma(self.l2)
 
     def released(self, z, source):
         y = np.rint(z/self.step).astype(np.int64) + discrete_gaussian(z.size, self.sigma/self.step, source.bits).reshape(z.shape)
@@ -135,7 +143,9 @@ class AnalyticGaussian(Mechanism):
         return logsumexp(f, axis=1)
 
     @property
-    def guarantee(self): return self.promise('l2', self.l2, f'the l2 diameter of the unit sphere, 2, and the rounding of both codes; discrete Gaussian noise, deviation charged')
+    def guarantee(self):
+        return self.promise('l2', self.l2,
+                            f'the l2 diameter of the unit sphere, 2, and the rounding of both codes; discrete Gaussian noise, deviation charged')
 
 # %% ../../nbs/identity/02_dp.ipynb #d43774b4
 def log_cap(s,   # 1 - gamma^2, in (0, 1]
@@ -161,7 +171,8 @@ def best(f, lo, hi)->float:
     "The place of the maximum of f on [lo, hi]: a grid, then a bounded search"
     from scipy.optimize import minimize_scalar
     x = np.linspace(lo, hi, 80); i = int(np.argmax([f(v) for v in x]))
-    return float(minimize_scalar(lambda v: -f(v), bounds=(x[max(i-1, 0)], x[min(i+1, 79)]), method='bounded', options=dict(xatol=1e-10)).x)
+    return float(minimize_scalar(lambda v: -f(v), bounds=(x[max(i-1, 0)], x[min(i+1, 79)]), method='bounded',
+                                 options=dict(xatol=1e-10)).x)
 
 # %% ../../nbs/identity/02_dp.ipynb #9e270d38
 class PrivUnit(Mechanism):
@@ -172,7 +183,8 @@ class PrivUnit(Mechanism):
         x = best(lambda x: self.split(e, x)[1], 1e-9, self.widest(e)); self.fit(x); self.e0, self.projection = self.split(e, x)
         self.tries = math.exp(min(-self.log_share, 700)); self.exact = self.tries*self.dim <= TRIES
 
-    def widest(self, e): return min(2*e/(self.dim-1) + 12, 24.) # the search runs over -log(1 - gamma^2); narrower caps than exp(-12) are lost in float32
+    def widest(self, e): # the search runs over -log(1 - gamma^2); narrower caps than exp(-12) are lost in float32
+        return min(2*e/(self.dim-1) + 12, 24.)
     def split(self, e, x): return two_level(e, log_cap(math.exp(-x), self.dim), log_cap_mean(math.exp(-x), self.dim))
     def fit(self, x): self.gamma, self.log_share = math.sqrt(-math.expm1(-x)), log_cap(math.exp(-x), self.dim)
     def inside(self, v, x): return x >= self.gamma*np.sqrt((v*v).sum(-1))
@@ -198,7 +210,8 @@ class PrivUnit(Mechanism):
 
     def log_ratio(self, out, z0, z1)->np.ndarray: # (n,)
         "log p(out|z0) - log p(out|z1): 0 or plus or minus epsilon"
-        out = np.atleast_2d(np.asarray(out, np.float64)); a, b = (self.inside(out, (out*unit_codes(z, self.dim)).sum(-1)) for z in (z0, z1))
+        out = np.atleast_2d(np.asarray(out, np.float64))
+        a, b = (self.inside(out, (out*unit_codes(z, self.dim)).sum(-1)) for z in (z0, z1))
         return (a.astype(float) - b)*(self.e0 + math.log1p(-math.exp(self.log_share)) - self.log_share)
 
     @property
@@ -230,8 +243,12 @@ class PrivUnitG(PrivUnit):
         "Mean cosine of output and code, by quadrature over the projection and the rest"
         from scipy.special import log_expit
         x, w = np.polynomial.legendre.leggauss(200); c, d = self.gamma, self.dim; k = math.sqrt(d)
-        r = np.maximum(k + 9*x, 0) if k > 9 else (x+1)*(k+9)/2; fr = np.exp((d-2)*np.log(np.maximum(r, 1e-300)) - r*r/2 - ((d-2)*math.log(k) - k*k/2)); fr = fr*w/(fr*w).sum()
-        def mean(lo, hi): a = lo + (x+1)*(hi-lo)/2; f = w*np.exp(-(a*a - min(lo*lo, hi*hi)*(lo*hi > 0))/2); return float((f[:, None]*fr*a[:, None]/np.hypot(a[:, None], r)).sum()/f.sum())
+        r = np.maximum(k + 9*x, 0) if k > 9 else (x+1)*(k+9)/2
+        fr = np.exp((d-2)*np.log(np.maximum(r, 1e-300)) - r*r/2 - ((d-2)*math.log(k) - k*k/2))
+        fr = fr*w/(fr*w).sum()
+        def mean(lo, hi):
+            a = lo + (x+1)*(hi-lo)/2; f = w*np.exp(-(a*a - min(lo*lo, hi*hi)*(lo*hi > 0))/2)
+            return float((f[:, None]*fr*a[:, None]/np.hypot(a[:, None], r)).sum()/f.sum())
         return math.exp(log_expit(self.e0))*mean(c, c + 40/(c+4)) + math.exp(log_expit(-self.e0))*mean(-10., min(c, 10.))
 
     def log_ratio(self, out, z0, z1)->np.ndarray: # (n,)
@@ -242,7 +259,8 @@ class PrivUnitG(PrivUnit):
         from scipy.stats import chi
         from scipy.special import log_expit
         t = (np.atleast_2d(np.asarray(out, np.float64))*unit_codes(z, self.dim)).sum(-1)
-        low = log_expit(-self.e0) - math.log1p(-math.exp(self.log_share)); gap = math.expm1(self.e0 + math.log1p(-math.exp(self.log_share)) - self.log_share) if self.epsilon < 700 else math.inf
+        low = log_expit(-self.e0) - math.log1p(-math.exp(self.log_share))
+        gap = math.expm1(self.e0 + math.log1p(-math.exp(self.log_share)) - self.log_share) if self.epsilon < 700 else math.inf
         far = np.where(t > 0, chi.logsf(self.gamma/np.maximum(t, 1e-9), self.dim), -np.inf)
         return low + np.logaddexp(0, (math.log(gap) if math.isfinite(gap) else self.epsilon) + far)
 
@@ -265,18 +283,24 @@ class VonMisesFisher(Mechanism):
     def __init__(self, dim,
                  epsilon=None, # worst case over all pairs, 2 kappa
                  kappa=None):  # or: loss per unit of Euclidean distance
-        if (epsilon is None) == (kappa is None): raise ConfigError('needs either epsilon or kappa', 'VonMisesFisher', 'Pass epsilon (worst case) or kappa = epsilon/2 (per unit of distance).')
-        super().__init__(dim, epsilon if kappa is None else 2*number('kappa', kappa, EPSILONS[0]/2, EPSILONS[1]/2, 'VonMisesFisher'))
+        if (epsilon is None) == (kappa is None):
+            raise ConfigError('needs either epsilon or kappa', 'VonMisesFisher',
+                              'Pass epsilon (worst case) or kappa = epsilon/2 (per unit of distance).')
+        super().__init__(dim, epsilon if kappa is None else 2*number('kappa', kappa, EPSILONS[0]/2, EPSILONS[1]/2,
+                'VonMisesFisher'))
         self.kappa = self.epsilon/2*(1 - MARGIN)
         self.tries = math.exp(min(self.kappa - log_mgf(self.kappa, self.dim), 700)); self.exact = self.tries*self.dim <= TRIES
 
     def released(self, z, source):
         if not self.exact: return normalised(np.rint(self.simulated(z, source)*2.**20))
-        def keep(v, x, i): return bernoulli_exp(np.rint(self.kappa*(1 - x/np.sqrt((v*v).sum(-1))).clip(0)*2.**32).astype(np.int64), 2**32, source.bits)
+        def keep(v, x, i):
+            return bernoulli_exp(np.rint(self.kappa*(1 - x/np.sqrt((v*v).sum(-1))).clip(0)*2.**32).astype(np.int64),
+                                 2**32, source.bits)
         return keep_lattice(z, source, keep, self.tries)
 
     def simulated(self, z, source):
-        d, k = self.dim, self.kappa; b = (d-1)/(2*k + math.sqrt(4*k*k + (d-1)**2)); x0 = (1-b)/(1+b); c = k*x0 + (d-1)*math.log(4*b/(1+b)**2)
+        d, k = self.dim, self.kappa; b = (d-1)/(2*k + math.sqrt(4*k*k + (d-1)**2))
+        x0 = (1-b)/(1+b); c = k*x0 + (d-1)*math.log(4*b/(1+b)**2)
         def wood(n):
             q = (1 + coordinate(d, n, source))/2; t = 1 - 2*b*q/(1 - (1-b)*q)
             return t, k*t + (d-1)*np.log(1 - x0*t) - c >= np.log(source.uniform(n))
@@ -288,7 +312,8 @@ class VonMisesFisher(Mechanism):
 
     def log_ratio(self, out, z0, z1)->np.ndarray: # (n,)
         "log p(out|z0) - log p(out|z1)"
-        return self.kappa*(np.atleast_2d(np.asarray(out, np.float64))*(unit_codes(z0, self.dim) - unit_codes(z1, self.dim))).sum(-1)
+        return self.kappa*(np.atleast_2d(np.asarray(out, np.float64))*(unit_codes(z0, self.dim) - unit_codes(z1,
+                    self.dim))).sum(-1)
 
     @property
     def guarantee(self):
@@ -325,4 +350,6 @@ class Exponential(Mechanism):
         return a[i, k] - b[i, k]
 
     @property
-    def guarantee(self): return self.promise('score c.z', 2., 'two unit codes change the score of an identity by at most 2; exact coins', ('a library that was chosen by looking at the code',))
+    def guarantee(self):
+        return self.promise('score c.z', 2., 'two unit codes change the score of an identity by at most 2; exact coins',
+                            ('a library that was chosen by looking at the code',))

@@ -85,7 +85,8 @@ class Expert:
 def points_of(face)->np.ndarray: # (5, 2)
     "The five points of a `Face`, or five points as they are"
     p = np.asarray(face.points5 if hasattr(face, 'points5') else face, np.float64)
-    if p.shape != (5,2) or not np.isfinite(p).all(): raise ConfigError(f'a face needs five finite points, got shape {p.shape}', 'face')
+    if p.shape != (5,2) or not np.isfinite(p).all():
+        raise ConfigError(f'a face needs five finite points, got shape {p.shape}', 'face')
     if np.ptp(p, axis=0).max() < 1e-3: raise ConfigError('the five points of this face coincide', 'face')
     return p
 
@@ -104,11 +105,15 @@ def _read_yaml(path, stamp):
 def stored_threshold(name, fpr=1e-3, data='lfw_all')->float: # a score
     "The stored score of a recogniser at a false positive rate"
     rows = load_thresholds().get('experts', {}); row = rows.get(name)
-    if row is None: raise ConfigError('has no stored threshold', name, f'Measure one with deidnb.measure.calibration.calibrate. {did_you_mean(name, rows)}')
-    if data not in row: raise ConfigError(f'has no thresholds from {data!r}', name, did_you_mean(data, [k for k in row if k.startswith('lfw')]))
+    if row is None:
+        raise ConfigError('has no stored threshold', name,
+                          f'Measure one with deidnb.measure.calibration.calibrate. {did_you_mean(name, rows)}')
+    if data not in row:
+        raise ConfigError(f'has no thresholds from {data!r}', name, did_you_mean(data, [k for k in row if k.startswith('lfw')]))
     for k,v in row[data]['thresholds'].items():
         if np.isclose(float(k), fpr, rtol=1e-6): return float(v)
-    raise ConfigError(f'has no threshold at false positive rate {fpr:g}', name, f"Stored: {', '.join(map(str, row[data]['thresholds']))}.")
+    raise ConfigError(f'has no threshold at false positive rate {fpr:g}', name,
+                      f"Stored: {', '.join(map(str, row[data]['thresholds']))}.")
 
 # %% ../../nbs/identity/00_experts.ipynb #93aea076
 def fold_norms(gm):
@@ -117,7 +122,9 @@ def fold_norms(gm):
     from torch.nn.utils.fusion import fuse_conv_bn_eval
     class Slope(torch.autograd.Function):
         @staticmethod
-        def forward(c, x, a): k = torch.where(x > 0, torch.ones((), dtype=x.dtype, device=x.device), a.to(x.dtype)); c.save_for_backward(k); return x*k
+        def forward(c, x, a):
+            k = torch.where(x > 0, torch.ones((), dtype=x.dtype, device=x.device), a.to(x.dtype))
+            c.save_for_backward(k); return x*k
         @staticmethod
         def backward(c, g): return g*c.saved_tensors[0], None
     class PReLU(torch.nn.Module):
@@ -129,7 +136,9 @@ def fold_norms(gm):
         if isinstance(m, torch.nn.BatchNorm2d):
             p = n.args[0]; conv = mods.get(p.target) if p.op == 'call_module' else None
             if not isinstance(conv, torch.nn.Conv2d) or len(p.users) > 1: continue
-            parent, _, leaf = p.target.rpartition('.'); setattr(gm.get_submodule(parent), leaf, fuse_conv_bn_eval(conv, m)); n.replace_all_uses_with(p); gm.graph.erase_node(n)
+            parent, _, leaf = p.target.rpartition('.')
+            setattr(gm.get_submodule(parent), leaf, fuse_conv_bn_eval(conv, m)); n.replace_all_uses_with(p)
+            gm.graph.erase_node(n)
         elif type(m).__name__ == 'OnnxPReLU' and n.args[1].op == 'get_attr':
             a = gm
             for q in n.args[1].target.split('.'): a = getattr(a, q)
@@ -150,7 +159,8 @@ def torch_code(path, device='cpu', # ONNX file
             super().__init__(); self.net = fold_norms(convert(str(path)).eval())
             self.register_buffer('mean', torch.tensor(mean).view(1,3,1,1))
         def raw(self, x): # -> list of what the graph gives
-            x = scale*x + offset; y = self.net((x.flip(1) if bgr else x) - self.mean); return list(y) if isinstance(y, (list, tuple)) else [y]
+            x = scale*x + offset; y = self.net((x.flip(1) if bgr else x) - self.mean)
+            return list(y) if isinstance(y, (list, tuple)) else [y]
         def forward(self, x):
             y = self.raw(x)[0]
             return torch.nn.functional.normalize(y.flatten(1), dim=1)
@@ -171,7 +181,8 @@ class SFace(Expert):
 def dlib_rectangle(points5): # -> dlib.rectangle
     "The square dlib's frontal detector would draw around a face with these five points"
     import dlib
-    M = umeyama(template_points(112), points5); h = 43.2*np.sqrt(abs(np.linalg.det(M[:, :2]))); x, y = M[:, :2] @ [58.3, 71.5] + M[:, 2]
+    M = umeyama(template_points(112), points5); h = 43.2*np.sqrt(abs(np.linalg.det(M[:, :2])))
+    x, y = M[:, :2] @ [58.3, 71.5] + M[:, 2]
     return dlib.rectangle(*(int(round(float(v))) for v in (x-h, y-h, x+h, y+h)))
 
 class Dlib(Expert):
@@ -187,7 +198,8 @@ class Dlib(Expert):
         rgb, p = _shrink(np.ascontiguousarray(rgb), points_of(face))
         return dlib.get_face_chip(rgb, self.shape(rgb, dlib_rectangle(p)), self.size, .25)
     def codes(self, crops):
-        with self._lock: return np.array(self.net.compute_face_descriptor([np.ascontiguousarray(c) for c in crops], 0), np.float32)
+        with self._lock:
+            return np.array(self.net.compute_face_descriptor([np.ascontiguousarray(c) for c in crops], 0), np.float32)
 
 # %% ../../nbs/identity/00_experts.ipynb #2a1ab378
 def _shrink(rgb, p, side=400):
@@ -195,7 +207,8 @@ def _shrink(rgb, p, side=400):
     from deidnb.faces.align import warp
     from deidnb.core import transform_points
     M = umeyama(template_points(112), p); k = np.sqrt(abs(np.linalg.det(M[:, :2]))); c = M[:, :2] @ [56,64] + M[:, 2]; r = 150*k
-    x0, y0 = np.clip(np.floor(c-r), 0, [rgb.shape[1]-1, rgb.shape[0]-1]).astype(int); x1, y1 = np.clip(np.ceil(c+r), [x0+1,y0+1], [rgb.shape[1], rgb.shape[0]]).astype(int)
+    x0, y0 = np.clip(np.floor(c-r), 0, [rgb.shape[1]-1, rgb.shape[0]-1]).astype(int)
+    x1, y1 = np.clip(np.ceil(c+r), [x0+1,y0+1], [rgb.shape[1], rgb.shape[0]]).astype(int)
     s = min(1., side/(2*r)); T = np.array([[s,0,.5*s-.5-s*x0],[0,s,.5*s-.5-s*y0]])
     if s == 1: return np.ascontiguousarray(rgb[y0:y1, x0:x1]), p-[x0,y0]
     return warp(rgb, T, (max(1, round((x1-x0)*s)), max(1, round((y1-y0)*s)))), transform_points(T, p).astype(np.float64)
@@ -210,7 +223,8 @@ class FaceRes(Expert):
     scale, shift = .8, (0, -4)
     def __init__(self, threads=None):
         from deidnb.assets import asset
-        asset('faceres', 'faceres.bin'); self.path = derived(asset('faceres', 'faceres.json'), lambda p: tfjs_to_onnx(p, FACERES_OUT), tag='2')
+        asset('faceres', 'faceres.bin')
+        self.path = derived(asset('faceres', 'faceres.json'), lambda p: tfjs_to_onnx(p, FACERES_OUT), tag='2')
         self.net = Net(self.path, threads)
     def crop(self, rgb, face): return align5(rgb, points_of(face), self.size, self.scale, self.shift)[0]
     def heads(self, crops): # -> codes (n, 1024), ages (n, 100) probabilities, male (n, 1) probability
@@ -234,9 +248,12 @@ class OnnxExpert(Expert):
     "An ArcFace-like ONNX file, read by insightface"
     def __init__(self, path, threads=None):
         self.path = Path(path).expanduser(); self.name = self.path.stem
-        if not self.path.is_file(): raise AssetError('no such file', path, 'Give the path of an ArcFace-like .onnx file, for example w600k_r50.onnx of the buffalo_l pack.')
+        if not self.path.is_file():
+            raise AssetError('no such file', path,
+                             'Give the path of an ArcFace-like .onnx file, for example w600k_r50.onnx of the buffalo_l pack.')
         self.model = _insightface_model(self.path, threads)
-        self.size, self.dim = int(self.model.input_size[0]), int(self.model.output_shape[-1] if isinstance(self.model.output_shape[-1], int) else 512)
+        self.size, self.dim = int(self.model.input_size[0]), int(self.model.output_shape[-1]
+            if isinstance(self.model.output_shape[-1], int) else 512)
     def codes(self, crops):
         x = crops.transpose(0,3,1,2).astype(np.float32); one = self.model.input_shape[0] == 1
         z = np.concatenate([self.model.forward(x[i:i+1]) for i in range(len(x))]) if one else self.model.forward(x)
@@ -248,10 +265,14 @@ def _insightface_model(path, threads=None):
     try: from insightface import model_zoo
     except ImportError: raise ConfigError('insightface is not installed', path, "pip install 'deidnb[all]'.") from None
     import onnxruntime as ort; from deidnb.identity.graphs import cpu_threads
-    o = ort.SessionOptions(); o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads or cpu_threads(), 1, 3
+    o = ort.SessionOptions()
+    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads or cpu_threads(), 1, 3
     try: m = model_zoo.get_model(str(path), providers=['CPUExecutionProvider'], sess_options=o)
-    except Exception as e: raise AssetError(f'is not a readable ONNX recogniser ({type(e).__name__})', path, 'Check the download.') from e
-    if getattr(m, 'taskname', '') != 'recognition': raise AssetError('is not a recogniser: insightface reads it as ' + type(m).__name__, path, 'Give the recognition file of the pack.')
+    except Exception as e:
+        raise AssetError(f'is not a readable ONNX recogniser ({type(e).__name__})', path, 'Check the download.') from e
+    if getattr(m, 'taskname', '') != 'recognition':
+        raise AssetError('is not a recogniser: insightface reads it as ' + type(m).__name__, path,
+                         'Give the recognition file of the pack.')
     return m
 
 # %% ../../nbs/identity/00_experts.ipynb #62317764
@@ -265,5 +286,7 @@ def load_expert(name:str, threads=None)->Expert: # 'sface', 'dlib', 'faceres' or
         if key not in _loaded:
             if str(name) in EXPERTS: _loaded[key] = EXPERTS[str(name)](threads=threads)
             elif str(name).endswith('.onnx'): _loaded[key] = OnnxExpert(name, threads)
-            else: raise ConfigError(f'recogniser {str(name)!r} is not known', remedy=did_you_mean(name, EXPERTS) + ' Or the path of an .onnx file.')
+            else:
+                raise ConfigError(f'recogniser {str(name)!r} is not known', remedy=did_you_mean(name, EXPERTS)
+                                  + ' Or the path of an .onnx file.')
         return _loaded[key]

@@ -21,7 +21,8 @@ def dequantize(q, # integers
     "ONNX `DequantizeLinear`: w = s (q - zp)"
     s, zp = np.asarray(s, np.float32), np.broadcast_to(np.asarray(zp, np.float32), np.shape(s))
     if block: s, zp = (np.repeat(v, block, axis).take(range(q.shape[axis]), axis) for v in (s, zp))
-    elif s.ndim == 1 and s.size > 1: s, zp = (v.reshape([-1 if i == axis % q.ndim else 1 for i in range(q.ndim)]) for v in (s, zp))
+    elif s.ndim == 1 and s.size > 1:
+        s, zp = (v.reshape([-1 if i == axis % q.ndim else 1 for i in range(q.ndim)]) for v in (s, zp))
     return (q.astype(np.float32) - zp)*s
 
 # %% ../../nbs/identity/01_graphs.ipynb #b4b658cb
@@ -33,10 +34,12 @@ def fold_constants(model):
         if n.op_type == 'DequantizeLinear' and n.input[0] in ini:
             a = {x.name: x.i for x in n.attribute}
             made[n.output[0]] = dequantize(*[ini[k] for k in n.input], axis=a.get('axis', 1), block=a.get('block_size', 0))
-        elif n.op_type == 'Reshape' and n.input[0] in made and n.input[1] in ini: made[n.output[0]] = made[n.input[0]].reshape(ini[n.input[1]])
+        elif n.op_type == 'Reshape' and n.input[0] in made and n.input[1] in ini:
+            made[n.output[0]] = made[n.input[0]].reshape(ini[n.input[1]])
         else: keep.append(n)
     used = {i for n in keep for i in n.input} | {o.name for o in model.graph.output}
-    weights = [nh.from_array(np.ascontiguousarray(v), k) for k,v in made.items() if k in used] + [i for i in model.graph.initializer if i.name in used]
+    weights = [nh.from_array(np.ascontiguousarray(v), k) for k,v in made.items() if k in used] + [i
+        for i in model.graph.initializer if i.name in used]
     _replace(model.graph.node, keep); _replace(model.graph.initializer, weights)
     _replace(model.graph.input, [i for i in model.graph.input if i.name in used and i.name not in {w.name for w in weights}])
     for v in [*model.graph.input, *model.graph.output]: v.type.tensor_type.shape.dim[0].dim_param = 'n'
@@ -64,7 +67,8 @@ def read_tfjs(path)->tuple: # (nodes, {name: array}, {input name: shape})
 # %% ../../nbs/identity/01_graphs.ipynb #83d27eea
 class _Build:
     "Collects ONNX nodes and weights, and remembers which tensors are feature maps"
-    def __init__(self, w, shapes): self.w, self.nodes, self.ini, self.maps = w, [], {}, {k: s[1:3] for k,s in shapes.items()} # maps: name -> (height, width)
+    def __init__(self, w, shapes): # maps: name -> (height, width)
+        self.w, self.nodes, self.ini, self.maps = w, [], {}, {k: s[1:3] for k,s in shapes.items()}
     def const(self, name, a): self.ini[name] = np.ascontiguousarray(a, np.float32); return name
     def add(self, op, out, *ins, **attr):
         from onnx import helper
@@ -101,7 +105,8 @@ def _node(b, n, path):
     if op in ('Const', 'Placeholder'): return
     if op in ('Conv2D', 'DepthwiseConv2dNative'): return _conv(b, k, op, ins, a)
     if op == '_FusedMatMul': return _dense(b, k, ins, a)
-    if op == 'Mean' and ins[0] in b.maps and b.w[ins[1]].tolist() == [1,2]: return b.add('Flatten', k, b.add('GlobalAveragePool', k+'/p', ins[0]))
+    if op == 'Mean' and ins[0] in b.maps and b.w[ins[1]].tolist() == [1,2]:
+        return b.add('Flatten', k, b.add('GlobalAveragePool', k+'/p', ins[0]))
     if op in ('Add', 'AddV2', 'Mul', 'Sub'): b.add(op[:3], k, ins[0], b.operand(ins[1], ins[0], k))
     elif op in ('Relu', 'Sigmoid', 'Softmax'): b.add(op, k, ins[0])
     elif op in ('Minimum', 'Maximum') and b.w.get(ins[1], np.zeros(2)).size == 1:
@@ -136,7 +141,8 @@ class Net:
         self.path, self.engine, self._local = Path(path), engine, threading.local(); threads = threads or cpu_threads()
         if engine == 'openvino':
             ov = import_openvino()
-            self._net = ov.Core().compile_model(str(path), 'CPU', dict(INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='f32'))
+            self._net = ov.Core().compile_model(str(path), 'CPU', dict(INFERENCE_NUM_THREADS=threads,
+                    PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='f32'))
         elif engine == 'onnxruntime':
             import onnxruntime as ort
             o = ort.SessionOptions(); o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3

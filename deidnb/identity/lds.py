@@ -19,7 +19,8 @@ from .mechanism import Source, number, unit_codes
 # %% ../../nbs/identity/06_lds.ipynb #a0352fef
 class Whitening:
     "Zero mean and unit covariance, and back"
-    def __init__(self, mean, forth, back): self.mean, self.forth, self.back = (np.asarray(v, np.float32) for v in (mean, forth, back))
+    def __init__(self, mean, forth, back):
+        self.mean, self.forth, self.back = (np.asarray(v, np.float32) for v in (mean, forth, back))
     @classmethod
     def fit(cls, x, floor=1e-6): # (n, d) training vectors, share of the mean variance that is added to each direction
         x = np.asarray(x, np.float64); v, E = np.linalg.eigh(np.cov(x.T)); s = np.sqrt(v + floor*v.mean())
@@ -47,8 +48,11 @@ def denoiser(width=384, blocks=2, embed=64): # -> torch.nn.Module
         def __init__(self):
             super().__init__(); d = sum(PARTS.values()); self.config = dict(width=width, blocks=blocks, embed=embed)
             self.enter, self.leave, self.flags = nn.Linear(d, width), nn.Linear(width, d), nn.Linear(4, width)
-            self.time = nn.Sequential(nn.Linear(embed + 4, 128), nn.SiLU()); self.modulate = nn.ModuleList(nn.Linear(128, 2*width) for _ in range(blocks))
-            self.norm, self.up, self.down = (nn.ModuleList(f() for _ in range(blocks)) for f in (lambda: nn.LayerNorm(width), lambda: nn.Linear(width, width), lambda: nn.Linear(width, width)))
+            self.time = nn.Sequential(nn.Linear(embed + 4, 128), nn.SiLU())
+            self.modulate = nn.ModuleList(nn.Linear(128, 2*width) for _ in range(blocks))
+            self.norm, self.up, self.down = (nn.ModuleList(f() for _ in range(blocks))
+                                             for f in (lambda: nn.LayerNorm(width), lambda: nn.Linear(width, width),
+                                                       lambda: nn.Linear(width, width)))
             self.skip = nn.Linear(128, d)   # how much of the input the answer holds at this step
             for m in (self.leave, self.skip, *self.down): nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
         def forward(self, x, t, flags):
@@ -64,7 +68,8 @@ def ddim_scheduler(prediction='v_prediction', schedule='squaredcos_cap_v2', step
     "diffusers' scheduler for T training steps"
     try: from diffusers import DDIMScheduler
     except ImportError as e: raise ConfigError(f'diffusers is missing ({e})', 'LDS', "pip install 'deidnb[all]'") from None
-    return DDIMScheduler(steps, beta_schedule=schedule, prediction_type=prediction, clip_sample=False, timestep_spacing='trailing')
+    return DDIMScheduler(steps, beta_schedule=schedule, prediction_type=prediction, clip_sample=False,
+                         timestep_spacing='trailing')
 
 def ddim(model,     # (x, t) -> answer of the scheduler's prediction type
          x, scheduler, steps=50, # x: unit normals
@@ -79,8 +84,11 @@ def ddim(model,     # (x, t) -> answer of the scheduler's prediction type
 # %% ../../nbs/identity/06_lds.ipynb #204b95f4
 def narrowing(scheduler, steps=50, eta=0.)->float:
     "Standard deviation that is left of a standard normal"
-    scheduler.set_timesteps(steps); bar = scheduler.alphas_cumprod.numpy().astype(np.float64); t = scheduler.timesteps.numpy(); a = bar[t]; var = 1.
-    before = t - scheduler.config.num_train_timesteps//steps; b = np.where(before >= 0, bar[before], float(scheduler.final_alpha_cumprod)) # as diffusers steps
+    scheduler.set_timesteps(steps); bar = scheduler.alphas_cumprod.numpy().astype(np.float64)
+    t = scheduler.timesteps.numpy(); a = bar[t]; var = 1.
+    # as diffusers steps
+    before = t - scheduler.config.num_train_timesteps//steps
+    b = np.where(before >= 0, bar[before], float(scheduler.final_alpha_cumprod))
     for a, b in zip(a, b): s2 = eta**2*(1-b)/(1-a)*(1-a/b); var = (math.sqrt(a*b) + math.sqrt((1-a)*max(1-b-s2, 0)))**2*var + s2
     return math.sqrt(var)
 
@@ -92,22 +100,32 @@ def save_sampler(path, net, whitenings, people=None, **config)->Path: # people: 
     d = {f'net.{k}': v.detach().cpu().numpy().astype(np.float16) for k, v in net.state_dict().items()}
     for name, w in whitenings.items(): d |= w.arrays(name)
     d |= {f'people.{k}': v for k, v in (people or {}).items()}
-    with atomic_path(path, overwrite=True) as tmp: save_file({k: np.ascontiguousarray(v) for k, v in d.items()}, tmp, {k: json.dumps(v) for k, v in (config | dict(network=net.config)).items()})
+    with atomic_path(path, overwrite=True) as tmp:
+        save_file({k: np.ascontiguousarray(v) for k, v in d.items()}, tmp, {k: json.dumps(v) for k,
+                v in (config | dict(network=net.config)).items()})
     return Path(path)
 
+# %% ../../nbs/identity/06_lds.ipynb #184b89fe
 class Sampler:
     "The trained network with its standardisations and schedule"
     def __init__(self, path=None): # weight file; None: the one that ships
         import torch
         from safetensors import safe_open
         self.path = Path(path or package_dir()/'weights'/'lds.safetensors')
-        if not self.path.is_file(): raise AssetError('the weights of the sampler are missing', self.path, 'Reinstall deidnb, or train them: python -m deidnb.train.lds.')
+        if not self.path.is_file():
+            raise AssetError('the weights of the sampler are missing', self.path,
+                             'Reinstall deidnb, or train them: python -m deidnb.train.lds.')
         try:
             with safe_open(str(self.path), 'numpy') as f:
-                self.config = {k: json.loads(v) for k, v in (f.metadata() or {}).items()}; a = {k: f.get_tensor(k) for k in f.keys() if not k.startswith('people.')}
-            self.net = denoiser(**self.config['network']); self.net.load_state_dict({k[4:]: torch.from_numpy(v.astype(np.float32)) for k, v in a.items() if k.startswith('net.')})
+                self.config = {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
+                a = {k: f.get_tensor(k) for k in f.keys() if not k.startswith('people.')}
+            self.net = denoiser(**self.config['network'])
+            self.net.load_state_dict({k[4:]: torch.from_numpy(v.astype(np.float32)) for k, v in a.items()
+                                      if k.startswith('net.')})
             self.whitening = {p: Whitening(*(a[f'{p}.{k}'] for k in ('mean', 'forth', 'back'))) for p in PARTS}
-        except Exception as e: raise AssetError(f'not the weights of a sampler ({str(e).splitlines()[0]})', self.path, 'Delete it and train again: python -m deidnb.train.lds.') from None
+        except Exception as e:
+            raise AssetError(f'not the weights of a sampler ({str(e).splitlines()[0]})', self.path,
+                             'Delete it and train again: python -m deidnb.train.lds.') from None
         self.net.eval().requires_grad_(False)
 
     def people(self, name)->np.ndarray: # 'held_z', 'held_alpha', 'seen_z'; float32
@@ -119,14 +137,17 @@ class Sampler:
     def draw(self, n, mode='joint', source=None, given=None, steps=50, eta=0., batch=2500)->dict: # given: (n, d) of the part that is given -> name of part -> (n, d)
         "Sample the parts that a mode wants"
         out = self.standard(n, mode, source, given, steps, eta, batch)
-        got = {p: w.restore(s.numpy()) for i, ((p, w), s) in enumerate(zip(self.whitening.items(), self.parts(out))) if MODES[mode][2*i]}
-        if not all(np.isfinite(v).all() for v in got.values()): raise AssetError('the network gave numbers that are not finite', self.path, 'Train it again.')
+        got = {p: w.restore(s.numpy()) for i, ((p, w), s) in enumerate(zip(self.whitening.items(), self.parts(out)))
+               if MODES[mode][2*i]}
+        if not all(np.isfinite(v).all() for v in got.values()):
+            raise AssetError('the network gave numbers that are not finite', self.path, 'Train it again.')
         return got
 
     def standard(self, n, mode, source=None, given=None, steps=50, eta=0., batch=2500): # (n, 208) tensor; what is not wanted is of no use
         "Samples as the network knows them"
         import torch
-        source = source or Source(); flags = torch.tensor([MODES[mode]], dtype=torch.float32); wanted, known = part_masks(flags); out = []
+        source = source or Source(); flags = torch.tensor([MODES[mode]], dtype=torch.float32)
+        wanted, known = part_masks(flags); out = []
         clean = torch.zeros(n, wanted.shape[1])
         for (p, w), s in zip(self.whitening.items(), self.parts(clean)):
             if MODES[mode][1 if p == 'z' else 3]: s[:] = torch.from_numpy(w.whiten(given))
@@ -152,7 +173,9 @@ def level_edges(cosines, levels=10)->list: # levels + 1 falling cosines, from 1 
 def level_interval(level, edges)->tuple: # lowest and highest cosine to the source
     "The shell of a level"
     n = len(edges)-1
-    if isinstance(level, bool) or not isinstance(level, (int, np.integer)) or not 0 <= level < n: raise ConfigError(f'must be a whole number from 0 to {n-1}, got {level!r}', 'level', '0 is nearest to the source, the last is farthest.')
+    if isinstance(level, bool) or not isinstance(level, (int, np.integer)) or not 0 <= level < n:
+        raise ConfigError(f'must be a whole number from 0 to {n-1}, got {level!r}', 'level',
+                          '0 is nearest to the source, the last is farthest.')
     return edges[level+1], edges[level]
 
 # %% ../../nbs/identity/06_lds.ipynb #8be0f16d
@@ -165,7 +188,9 @@ class LDS:
                  steps=50, eta=0., # of DDIM
                  tries=2000,     # samples for a row before giving up
                  path=None):     # other weights
-        self.sampler = load_sampler(path); self.steps, self.eta, self.tries = int(number('steps', steps, 1, 1000, 'LDS')), number('eta', eta, 0, 1, 'LDS'), int(number('tries', tries, 1, 1e6, 'LDS'))
+        self.sampler = load_sampler(path)
+        self.steps, self.eta, self.tries = int(number('steps', steps, 1, 1000, 'LDS')), number('eta', eta, 0, 1,
+            'LDS'), int(number('tries', tries, 1, 1e6, 'LDS'))
         if cosine is not None: level = None
         if not isinstance(own, (bool, np.bool_)): raise ConfigError(f'must be True or False, got {own!r}', 'own')
         if isinstance(cosine, str):
@@ -176,12 +201,16 @@ class LDS:
             except (TypeError, ValueError): lo = hi = math.nan
             if not -1 <= lo < hi <= 1: raise ConfigError(f'must be two rising numbers from -1 to 1, got {cosine!r}', 'cosine')
             cosine = lo, hi
-        self.own, self.level, self.interval = bool(own) and level is not None, level, cosine if level is None else level_interval(level, self.sampler.config['edges'])
+        self.own, self.level, self.interval = bool(own) and level is not None, level, cosine if level is None else level_interval(level,
+            self.sampler.config['edges'])
 
     @property
     def guarantee(self):
-        more = ('the picture: the generator also sees the attributes of the real face', 'draws with simulate=True', 'running time')
-        if self.interval is None: return Guarantee('identity code', 'any two codes', because='the sample does not look at the code', epsilon=0., excludes=more, source=self.source)
+        more = ('the picture: the generator also sees the attributes of the real face', 'draws with simulate=True',
+                'running time')
+        if self.interval is None:
+            return Guarantee('identity code', 'any two codes', because='the sample does not look at the code',
+                             epsilon=0., excludes=more, source=self.source)
         where = 'in a tenth that anybody can compute for a candidate' if self.own else 'between {:.3f} and {:.3f}'.format(*self.interval)
         return Guarantee('identity code', 'none', because=f'the filter looks at the code: a release tells that the cosine to the source lies {where}, and excludes everybody for whom it does not',
                          excludes=('further releases for the same person: shells intersect', *more), source=self.source)
@@ -191,14 +220,16 @@ class LDS:
 # %% ../../nbs/identity/06_lds.ipynb #fee1454c
 def count(n)->int:
     "A number of people"
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0: raise ConfigError(f'must be a whole number, got {n!r}', 'n')
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+        raise ConfigError(f'must be a whole number, got {n!r}', 'n')
     return int(n)
 
 def shapes(alpha)->np.ndarray: # (n, 80) float32
     "Checked identity coefficients"
     try: x = np.atleast_2d(np.asarray(alpha, np.float32))
     except (TypeError, ValueError): raise InputError('is not an array of numbers', 'alpha') from None
-    if x.ndim != 2 or x.shape[1] != PARTS['alpha']: raise InputError(f'must have shape (n, {PARTS["alpha"]}), got {np.shape(alpha)}', 'alpha')
+    if x.ndim != 2 or x.shape[1] != PARTS['alpha']:
+        raise InputError(f'must have shape (n, {PARTS["alpha"]}), got {np.shape(alpha)}', 'alpha')
     if not np.isfinite(x).all(): raise InputError('holds NaN or infinity', 'alpha')
     return x
 
@@ -222,7 +253,9 @@ def sample_joint(self:LDS, n=None, rng=None, simulate=False, *, z=None, alpha=No
     "Code and shape of the same person: of n new ones, or what is missing for a code or a shape"
     source = Source(rng, simulate)
     if sum(v is not None for v in (n, z, alpha)) != 1: raise ConfigError('give one of n, z and alpha', 'sample_joint')
-    if z is not None: x = unit_codes(z, self.dimension).astype(np.float32); return x, self._draw(len(x), 'alpha_of_z', source, x)['alpha']
+    if z is not None:
+        x = unit_codes(z, self.dimension).astype(np.float32)
+        return x, self._draw(len(x), 'alpha_of_z', source, x)['alpha']
     if alpha is not None: x = shapes(alpha); return self._draw(len(x), 'z_of_alpha', source, x)['z'], x
     d = self._draw(count(n), 'joint', source); return d['z'], d['alpha']
 
@@ -232,19 +265,24 @@ def shells(self:LDS, z)->tuple: # unit codes (n, 128) -> lowest, highest cosine 
     "Where the new codes of these people may lie"
     if not self.own: return tuple(np.full((len(z), 1), v) for v in self.interval or (-2., 2.))
     n, k = len(self.sampler.config['edges']) - 1, self.level; ref = self.sampler.people('seen_z'); share = [1 - (k+1)/n, 1 - k/n]
-    c = np.concatenate([np.zeros((2, 0)), *(np.quantile(z[i:i+500] @ ref.T, share, axis=1) for i in range(0, len(z), 500))], 1)[..., None] # 500 at a time: memory
+    # 500 at a time: memory
+    c = np.concatenate([np.zeros((2, 0)), *(np.quantile(z[i:i+500] @ ref.T, share, axis=1) for i in range(0, len(z),
+                    500))], 1)[..., None]
     return c[0] if k < n-1 else np.full((len(z), 1), -1.), c[1] if k else np.ones((len(z), 1))
 
 @patch
 def _near(self:LDS, z, mode, source): # rejection: the first sample of each row that lies in the shell
     n = len(z); out = None; left, seen, ask = np.arange(n), 0, 8; lo, hi = self.shells(z)
     while len(left):
-        k = 1 if self.interval is None else min(ask, max(4, 8192//len(left)), self.tries - seen); d = self._draw(len(left)*k, mode, source)
+        k = 1 if self.interval is None else min(ask, max(4, 8192//len(left)), self.tries - seen)
+        d = self._draw(len(left)*k, mode, source)
         c = (d['z'].reshape(len(left), k, -1)*z[left, None]).sum(-1); ok = (c >= lo[left]) & (c <= hi[left])
         out = out or {p: np.zeros((n, v.shape[1]), np.float32) for p, v in d.items()}; hit, first = ok.any(1), ok.argmax(1)
         for p, v in d.items(): out[p][left[hit]] = v.reshape(len(left), k, -1)[hit, first[hit]]
         left, seen, ask = left[~hit], seen + k, min(2*ask, 64)
-        if len(left) and seen >= self.tries: raise InputError(f'none of {seen} samples has a cosine between {lo[left[0], 0]:.4g} and {hi[left[0], 0]:.4g} to row {left[0]}', 'z', 'Take a higher level, a wider interval, or own=True.')
+        if len(left) and seen >= self.tries:
+            raise InputError(f'none of {seen} samples has a cosine between {lo[left[0], 0]:.4g} and {hi[left[0], 0]:.4g} to row {left[0]}',
+                             'z', 'Take a higher level, a wider interval, or own=True.')
     return out or {p: np.zeros((0, d), np.float32) for p, d in PARTS.items()}
 
 @patch
@@ -255,4 +293,5 @@ def __call__(self:LDS, z, *, rng=None, simulate=False)->np.ndarray: # unit float
 @patch
 def person(self:LDS, z, *, rng=None, simulate=False)->tuple: # z' (n, 128), alpha' (n, 80)
     "A sampled person for each code: new code and new shape, alpha' of eq. 4"
-    d = self._near(unit_codes(z, self.dimension), 'joint', Source(rng, simulate)); return d['z'].reshape(np.shape(z)), d['alpha'].reshape(*np.shape(z)[:-1], -1)
+    d = self._near(unit_codes(z, self.dimension), 'joint', Source(rng, simulate))
+    return d['z'].reshape(np.shape(z)), d['alpha'].reshape(*np.shape(z)[:-1], -1)

@@ -17,7 +17,9 @@ def number(name, x, lo, hi, where)->float:
     "A finite number in [lo, hi], or a `ConfigError` that names the argument"
     try: v = float(x)
     except (TypeError, ValueError): v = math.nan
-    if not (math.isfinite(v) and lo <= v <= hi): raise ConfigError(f'{name} must be a finite number from {lo:g} to {hi:g}, got {x!r}', where, f'Choose {name} within that range.')
+    if not (math.isfinite(v) and lo <= v <= hi):
+        raise ConfigError(f'{name} must be a finite number from {lo:g} to {hi:g}, got {x!r}', where,
+                          f'Choose {name} within that range.')
     return v
 
 def unit_codes(z, dim=None, name='z',
@@ -25,15 +27,23 @@ def unit_codes(z, dim=None, name='z',
     )->np.ndarray: # (n, d) float64, rows of length 1 to double precision
     "One unit code or rows of them, checked: `InputError` if not finite, not of length 1 or of another dimension"
     try: x = np.asarray(z, np.float64)
-    except (TypeError, ValueError): raise InputError('is not an array of numbers', name, 'Pass a code of shape (d,) or codes of shape (n, d).') from None
-    if x.ndim not in (1, 2) or x.shape[-1] < 2: raise InputError(f'has shape {x.shape}', name, 'Pass a code of shape (d,) or codes of shape (n, d).')
+    except (TypeError, ValueError):
+        raise InputError('is not an array of numbers', name, 'Pass a code of shape (d,) or codes of shape (n, d).') from None
+    if x.ndim not in (1, 2) or x.shape[-1] < 2:
+        raise InputError(f'has shape {x.shape}', name, 'Pass a code of shape (d,) or codes of shape (n, d).')
     x = np.atleast_2d(x)
-    if dim is not None and x.shape[1] != dim: raise InputError(f'has dimension {x.shape[1]}, the mechanism was made for {dim}', name, f'Construct the mechanism with dim={x.shape[1]}.')
-    if not np.isfinite(x).all(): raise InputError('holds NaN or infinity', name, 'Leave out faces whose code could not be computed.')
+    if dim is not None and x.shape[1] != dim:
+        raise InputError(f'has dimension {x.shape[1]}, the mechanism was made for {dim}', name,
+                         f'Construct the mechanism with dim={x.shape[1]}.')
+    if not np.isfinite(x).all():
+        raise InputError('holds NaN or infinity', name, 'Leave out faces whose code could not be computed.')
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    if (length < 1e-6).any(): raise InputError('holds a zero vector, which has no direction', name, 'Leave out faces whose code could not be computed.')
+    if (length < 1e-6).any():
+        raise InputError('holds a zero vector, which has no direction', name, 'Leave out faces whose code could not be computed.')
     if not unit: return x
-    if len(x) and np.abs(length - 1).max() > 1e-3: raise InputError(f'has length {length[np.abs(length-1).argmax(), 0]:.4g}, not 1', name, 'Normalise codes first: deidnb.identity.experts.unit(z).')
+    if len(x) and np.abs(length - 1).max() > 1e-3:
+        raise InputError(f'has length {length[np.abs(length-1).argmax(), 0]:.4g}, not 1', name,
+                         'Normalise codes first: deidnb.identity.experts.unit(z).')
     return x/length
 
 # %% ../../nbs/identity/01_mechanism.ipynb #f86eaa84
@@ -43,12 +53,16 @@ class Source:
                  simulate=False):
         self.rng = None
         if not simulate:
-            if rng is not None: raise ConfigError('a generator makes released noise guessable', 'rng', 'Pass simulate=True for experiments, or leave rng out.')
+            if rng is not None:
+                raise ConfigError('a generator makes released noise guessable', 'rng',
+                                  'Pass simulate=True for experiments, or leave rng out.')
             return
         import torch
         if not isinstance(rng, torch.Generator):
             try: rng = torch.Generator().manual_seed(secrets.randbits(62) if rng is None else int(rng))
-            except (TypeError, ValueError, RuntimeError): raise ConfigError(f'must be a torch.Generator or a whole number, got {type(rng).__name__}', 'rng', 'Pass rng=0, say.') from None
+            except (TypeError, ValueError, RuntimeError):
+                raise ConfigError(f'must be a torch.Generator or a whole number, got {type(rng).__name__}', 'rng',
+                                  'Pass rng=0, say.') from None
         self.rng = rng
 
     def bits(self, n):
@@ -57,7 +71,8 @@ class Source:
         return torch.randint(0, 256, (n,), dtype=torch.uint8, generator=self.rng).numpy().tobytes()
 
     def uniform(self, *shape): # float64, inside (0, 1)
-        if self.rng is None: return ((np.frombuffer(os.urandom(8*math.prod(shape)), np.uint64) >> np.uint64(12)) + .5).reshape(shape)*2.**-52
+        if self.rng is None:
+            return ((np.frombuffer(os.urandom(8*math.prod(shape)), np.uint64) >> np.uint64(12)) + .5).reshape(shape)*2.**-52
         import torch
         return torch.rand(*shape, dtype=torch.float64, generator=self.rng).numpy().clip(2.**-54)
 
@@ -76,7 +91,8 @@ class Source:
 # %% ../../nbs/identity/01_mechanism.ipynb #b6709aef
 MARGIN = 2.**-16 # the share of epsilon kept back for rounding
 EPSILONS = (1e-3, 1e6)
-UNCOVERED = ('the picture: the generator also sees the attributes of the real face', 'further releases for the same person: see compose', 'draws with simulate=True', 'running time')
+UNCOVERED = ('the picture: the generator also sees the attributes of the real face',
+             'further releases for the same person: see compose', 'draws with simulate=True', 'running time')
 
 class Mechanism:
     "A random map of unit codes"
@@ -95,7 +111,8 @@ class Mechanism:
 
     def promise(self, norm, sensitivity, because, excludes=(), valid=True)->Guarantee:
         "The guarantee with everything that is the same for all"
-        return Guarantee('the identity code', 'any two unit vectors', norm, sensitivity, because, self.epsilon, self.delta, excludes=(*excludes, *UNCOVERED), source=self.source, valid=valid)
+        return Guarantee('the identity code', 'any two unit vectors', norm, sensitivity, because, self.epsilon,
+                         self.delta, excludes=(*excludes, *UNCOVERED), source=self.source, valid=valid)
 
 def normalised(x)->np.ndarray:
     "Rows of length 1 (a row of zeros becomes the first axis)"

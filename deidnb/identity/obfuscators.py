@@ -60,11 +60,13 @@ class Obfuscator:
         "New identities for codes; with simulate=True fast and, given `rng`, repeatable"
         shape = np.shape(z); x = unit_codes(z, self.dim); s = Source(rng, simulate)
         y = self.transform(x, lambda v, l1, epsilon: noisy(v, l1, epsilon, s, simulate))
-        if not np.isfinite(y).all(): raise InputError('the network gave numbers that are not finite', type(self).__name__, 'Check its weights.')
+        if not np.isfinite(y).all():
+            raise InputError('the network gave numbers that are not finite', type(self).__name__, 'Check its weights.')
         return unit(y).reshape(shape)
     def promise(self, because, valid=False, **kw)->Guarantee:
         "A guarantee with what is the same for all"
-        return Guarantee('the identity code', 'any two unit codes', because=because, source=self.source, valid=valid, excludes=UNCOVERED, **kw)
+        return Guarantee('the identity code', 'any two unit codes', because=because, source=self.source, valid=valid,
+                         excludes=UNCOVERED, **kw)
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim})'
 
 def noisy(v, l1, epsilon, source, simulate)->np.ndarray:
@@ -79,13 +81,15 @@ class Opposite(Obfuscator):
         "The code it came from"
         return self(z)
     @property
-    def guarantee(self): return self.promise('none is possible: a bijection without randomness, the opposite of the result is the code')
+    def guarantee(self):
+        return self.promise('none is possible: a bijection without randomness, the opposite of the result is the code')
 
 # %% ../../nbs/identity/05_obfuscators.ipynb #1116ce9e
 def network(*sizes): # -> torch.nn.Sequential
     "Linear layers with GELU between"
     from torch import nn
-    return nn.Sequential(*(l for i in range(len(sizes)-1) for l in (nn.Linear(sizes[i], sizes[i+1]), nn.GELU('tanh'))[:2 if i < len(sizes)-2 else 1]))
+    return nn.Sequential(*(l for i in range(len(sizes)-1) for l in (nn.Linear(sizes[i], sizes[i+1]), nn.GELU('tanh'))[:2
+                if i < len(sizes)-2 else 1]))
 
 def apply(net, x)->np.ndarray: # float64
     "A network on an array"
@@ -106,9 +110,12 @@ class Mlp(Obfuscator):
                  epsilon=None, # or this
                  sensitivity='sphere', # 'sphere' (a bound) or 'printed' (largest distance of outputs that was seen)
                  spread=None): # that distance, on codes of length sqrt(d)
-        super().__init__(dim); w = 'Mlp'; self.hidden = int(number('hidden', hidden, 1, 65536, w)); self.sensitivity, self.spread = sensitivity, spread
-        if sensitivity not in ('sphere', 'printed'): raise ConfigError(f'is {sensitivity!r}', 'sensitivity', "Use 'sphere' or 'printed'.")
-        if sensitivity == 'printed' and not spread: raise ConfigError("sensitivity='printed' needs spread", w, 'Measure it with spread_of(psi, codes).')
+        super().__init__(dim); w = 'Mlp'; self.hidden = int(number('hidden', hidden, 1, 65536, w))
+        self.sensitivity, self.spread = sensitivity, spread
+        if sensitivity not in ('sphere', 'printed'):
+            raise ConfigError(f'is {sensitivity!r}', 'sensitivity', "Use 'sphere' or 'printed'.")
+        if sensitivity == 'printed' and not spread:
+            raise ConfigError("sensitivity='printed' needs spread", w, 'Measure it with spread_of(psi, codes).')
         self.l1 = 2.*self.dim if sensitivity == 'sphere' else number('spread', spread, 1e-6, 1e6, w)
         self.beta, self.epsilon = noise_level('beta', beta, epsilon, self.l1, w); self.random = self.beta > 0
         self.net = network(self.dim, self.hidden, self.hidden, self.dim).eval()
@@ -132,14 +139,18 @@ class Ved(Obfuscator):
                  alpha=None,   # scale of the noise, in units of sigma(z)
                  epsilon=None, # or the printed one, spread/alpha: not a bound
                  spread=None): # largest l1 distance of outputs that was seen, on codes of length sqrt(d)
-        super().__init__(dim); w = 'Ved'; self.hidden, self.latent = int(number('hidden', hidden, 1, 65536, w)), int(number('latent', latent, 2, 65536, w)); self.spread = spread
-        if epsilon is not None and not spread: raise ConfigError('epsilon needs spread', w, 'Measure it with spread_of(psi, codes), or give alpha.')
+        super().__init__(dim); w = 'Ved'
+        self.hidden, self.latent = int(number('hidden', hidden, 1, 65536, w)), int(number('latent', latent, 2, 65536, w))
+        self.spread = spread
+        if epsilon is not None and not spread:
+            raise ConfigError('epsilon needs spread', w, 'Measure it with spread_of(psi, codes), or give alpha.')
         if epsilon is None: self.alpha, self.epsilon = number('alpha', 1. if alpha is None else alpha, 0, 1e6, w), None
         else: self.alpha, self.epsilon = noise_level('alpha', alpha, epsilon, number('spread', spread, 1e-6, 1e6, w), w)
         self.random = self.alpha > 0; self.build()
     def build(self):
         from torch import nn
-        self.net = nn.ModuleDict(dict(encoder=network(self.dim, self.hidden, self.out), decoder=network(self.latent, self.hidden, self.dim))).eval()
+        self.net = nn.ModuleDict(dict(encoder=network(self.dim, self.hidden, self.out), decoder=network(self.latent,
+                    self.hidden, self.dim))).eval()
     @property
     def out(self): return 2*self.latent
     def forward(self, z, noise): # tensors; noise (n, latent), standard normal
@@ -161,7 +172,9 @@ class Ved(Obfuscator):
     def guarantee(self):
         why = 'the noise is multiplied by sigma(z), which depends on the code, and mu(z) has no bound'
         if not self.random: return self.promise('no randomness: a fixed map')
-        return self.promise(why + ('; epsilon = largest distance of outputs that was seen / alpha' if self.spread else ''), norm='l1', sensitivity=self.spread, epsilon=self.spread/self.alpha if self.spread else None)
+        return self.promise(why + ('; epsilon = largest distance of outputs that was seen / alpha' if self.spread
+                                   else ''), norm='l1', sensitivity=self.spread, epsilon=self.spread/self.alpha
+                            if self.spread else None)
 
 # %% ../../nbs/identity/05_obfuscators.ipynb #fe3ba9c3
 def clip_ball(v,      # (n, k) array or tensor
@@ -177,11 +190,15 @@ class ClippedVed(Ved):
                  epsilon=64.,  # for all releases of one person together
                  norm='l1',    # ball of the latent: 'l1' or 'l2'
                  radius=1., releases=1): # how often one person's code goes through
-        w = 'ClippedVed'; Obfuscator.__init__(self, dim); self.hidden, self.latent = int(number('hidden', hidden, 1, 65536, w)), int(number('latent', latent, 2, 65536, w))
+        w = 'ClippedVed'; Obfuscator.__init__(self, dim)
+        self.hidden, self.latent = int(number('hidden', hidden, 1, 65536, w)), int(number('latent', latent, 2, 65536, w))
         if norm not in ('l1', 'l2'): raise ConfigError(f'is {norm!r}', 'norm', "Use 'l1' or 'l2'.")
-        self.norm, self.radius, self.epsilon = norm, number('radius', radius, 1e-3, 1e3, w), number('epsilon', epsilon, *EPSILONS, w)
+        self.norm, self.radius, self.epsilon = norm, number('radius', radius, 1e-3, 1e3, w), number('epsilon', epsilon,
+            *EPSILONS, w)
         self.releases = int(number('releases', releases, 1, 1e6, w)); self.random = True
-        self.l1 = 2*self.radius*(1 if norm == 'l1' else math.sqrt(self.latent)); self.each = number('epsilon/releases', self.epsilon/self.releases, *EPSILONS, w); self.scale = self.l1/self.each; self.build()
+        self.l1 = 2*self.radius*(1 if norm == 'l1' else math.sqrt(self.latent))
+        self.each = number('epsilon/releases', self.epsilon/self.releases, *EPSILONS, w)
+        self.scale = self.l1/self.each; self.build()
     @property
     def out(self): return self.latent
     def forward(self, z, noise): # noise: (n, latent), Laplace in latent units
@@ -193,7 +210,8 @@ class ClippedVed(Ved):
     def transform(self, x, add): return apply(self.net['decoder'], add(self.code(x)[0], self.l1, self.each)/self.radius)
     def latent_log_ratio(self, v, z0, z1)->np.ndarray: # (n,)
         "log p(v|z0) - log p(v|z1) of noisy latents"
-        return (np.abs(v - self.code(unit_codes(z1, self.dim))[0]) - np.abs(v - self.code(unit_codes(z0, self.dim))[0])).sum(1)/self.scale
+        return (np.abs(v - self.code(unit_codes(z1, self.dim))[0])
+                - np.abs(v - self.code(unit_codes(z0, self.dim))[0])).sum(1)/self.scale
     @property
     def guarantee(self):
         return self.promise(f'latent clipped to an {self.norm} ball of radius {self.radius:g}: any two are at most {self.l1:.4g} apart in l1; noise of fixed scale on a lattice, the decoder is post-processing', True,
@@ -213,7 +231,8 @@ def save_obfuscators(path, variants, **meta)->Path: # variants: name -> (kind, c
     "The weight file"
     from safetensors.numpy import save_file
     from deidnb.core import atomic_path
-    arrays = {f'{n}/{k}': v.detach().numpy().astype(np.float16) for n, (_, _, net) in variants.items() for k, v in net.state_dict().items()}
+    arrays = {f'{n}/{k}': v.detach().numpy().astype(np.float16) for n, (_, _, net) in variants.items() for k,
+              v in net.state_dict().items()}
     meta |= {n: dict(kind=kind, config=config) for n, (kind, config, _) in variants.items()}
     with atomic_path(path, overwrite=True) as tmp: save_file(arrays, str(tmp), {k: json.dumps(v) for k, v in meta.items()})
     return Path(path)
@@ -221,7 +240,8 @@ def save_obfuscators(path, variants, **meta)->Path: # variants: name -> (kind, c
 @lru_cache(4)
 def _read(path, stamp):
     from safetensors import safe_open
-    with safe_open(path, 'np') as f: return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k, v in f.metadata().items()}
+    with safe_open(path, 'np') as f:
+        return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k, v in f.metadata().items()}
 
 def obfuscator(kind,         # 'opp', 'mlp', 'ved' or 'clipped'
                experts='arc',# 'arc', 'ada' or 'mix'
@@ -233,20 +253,26 @@ def obfuscator(kind,         # 'opp', 'mlp', 'ved' or 'clipped'
     import torch
     path = Path(path or package_dir()/'weights'/'obfuscators.safetensors')
     if not path.is_file(): raise InputError('no such file', path, 'Train with python -m deidnb.train.obfuscators.')
-    arrays, meta = _read(str(path), path.stat().st_mtime_ns); names = [n for n, m in meta.items() if isinstance(m, dict) and 'kind' in m]; name = given.pop('name', f'{experts}.{kind}')
+    arrays, meta = _read(str(path), path.stat().st_mtime_ns)
+    names = [n for n, m in meta.items() if isinstance(m, dict) and 'kind' in m]
+    name = given.pop('name', f'{experts}.{kind}')
     if name not in names: raise ConfigError(f'no weights for {name!r}', 'experts', did_you_mean(name, names))
-    if meta[name]['kind'] != kind: raise ConfigError(f'{name!r} holds weights of {meta[name]["kind"]!r}, not of {kind!r}', 'name', 'Leave name out.')
+    if meta[name]['kind'] != kind:
+        raise ConfigError(f'{name!r} holds weights of {meta[name]["kind"]!r}, not of {kind!r}', 'name', 'Leave name out.')
     config = meta[name]['config']
-    if {'alpha', 'beta', 'epsilon'} & set(given): config = {k: v for k, v in config.items() if k not in ('alpha', 'beta', 'epsilon')}
+    if {'alpha', 'beta', 'epsilon'} & set(given):
+        config = {k: v for k, v in config.items() if k not in ('alpha', 'beta', 'epsilon')}
     try: psi = KINDS[meta[name]['kind']](**config | given)
     except TypeError as e: raise ConfigError(str(e).split('__init__() ')[-1], kind, 'See the arguments of the class.') from None
-    psi.net.load_state_dict({k.removeprefix(f'{name}/'): torch.from_numpy(v.astype(np.float32)) for k, v in arrays.items() if k.startswith(f'{name}/')})
+    psi.net.load_state_dict({k.removeprefix(f'{name}/'): torch.from_numpy(v.astype(np.float32)) for k,
+                             v in arrays.items() if k.startswith(f'{name}/')})
     return psi
 
 # %% ../../nbs/identity/05_obfuscators.ipynb #86b97ea2
 def ridge(X, Y, strengths, held)->tuple: # (W, b) fitted to all but the last `held` rows, best of the strengths on those
     "Ridge regression with a free offset"
-    n = len(X) - held; m, q = X[:n].mean(0), Y[:n].mean(0); A = X[:n] - m; e, E = np.linalg.eigh(A.T@A); C = E.T@(A.T@(Y[:n] - q)); best = (-2, None)
+    n = len(X) - held; m, q = X[:n].mean(0), Y[:n].mean(0); A = X[:n] - m; e, E = np.linalg.eigh(A.T@A)
+    C = E.T@(A.T@(Y[:n] - q)); best = (-2, None)
     for s in strengths:
         W = E@(C/(np.maximum(e, 0) + s)[:, None]); b = q - m@W; score = float((unit(X[n:]@W + b)*unit(Y[n:])).sum(1).mean())
         if score > best[0]: best = score, (W, b)
@@ -266,11 +292,16 @@ def fit_inverter(psi,         # the transform under attack
                  copies=4,    # queries for each person, if psi is random
                  hidden=256, steps=400, rate=1e-3, held=.1, seed=0)->Inverter: # steps=0: linear only
     "Train an inverter on what psi does to known people"
-    n = len(codes); target = codes if target is None else np.asarray(target, np.float32); p = np.random.default_rng(seed).permutation(n); k = copies if getattr(psi, 'random', True) else 1; h = max(1, int(held*n))
-    if n < 20 or len(target) != n: raise InputError(f'{n} codes and {len(target)} targets', 'codes', 'Pass at least 20 codes and as many targets.')
-    codes, target = codes[p], target[p]; X = np.concatenate([psi(codes, rng=seed + 1 + i, simulate=True) for i in range(k)]).reshape(k, n, -1)
+    n = len(codes); target = codes if target is None else np.asarray(target, np.float32)
+    p = np.random.default_rng(seed).permutation(n); k = copies if getattr(psi, 'random', True) else 1
+    h = max(1, int(held*n))
+    if n < 20 or len(target) != n:
+        raise InputError(f'{n} codes and {len(target)} targets', 'codes', 'Pass at least 20 codes and as many targets.')
+    codes, target = codes[p], target[p]
+    X = np.concatenate([psi(codes, rng=seed + 1 + i, simulate=True) for i in range(k)]).reshape(k, n, -1)
     X = X*math.sqrt(X.shape[2]); order = lambda a, w: np.concatenate([a[:, :n-h].reshape(-1, w), a[:, n-h:].reshape(-1, w)])
-    X, Y = order(X, X.shape[2]).astype(np.float64), order(np.broadcast_to(target, (k, *target.shape)), target.shape[1]).astype(np.float64)
+    X, Y = order(X, X.shape[2]).astype(np.float64), order(np.broadcast_to(target, (k, *target.shape)),
+                                                          target.shape[1]).astype(np.float64)
     W, b = ridge(X, Y, 10.**np.arange(-1, 6), k*h); plain = Inverter(W, b)
     return plain if not steps else refined(plain, X, Y, k*h, hidden, steps, rate, seed)
 
@@ -281,8 +312,12 @@ def refined(plain, X, Y, held, hidden, steps, rate, seed)->Inverter:
     from torch.nn.functional import cosine_similarity
     with torch.random.fork_rng(): torch.manual_seed(seed); net = network(X.shape[1], hidden, Y.shape[1])
     torch.nn.init.zeros_(net[-1].weight); torch.nn.init.zeros_(net[-1].bias); r = np.random.default_rng(seed); n = len(X) - held
-    L = X@plain.W + plain.b; x, l, y = (torch.from_numpy(a.astype(np.float32)) for a in (X, L, Y)); opt = torch.optim.AdamW(net.parameters(), rate, weight_decay=.01); plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    L = X@plain.W + plain.b; x, l, y = (torch.from_numpy(a.astype(np.float32)) for a in (X, L, Y))
+    opt = torch.optim.AdamW(net.parameters(), rate, weight_decay=.01)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     for _ in range(steps):
-        i = torch.from_numpy(r.integers(0, n, 256)); loss = 1 - cosine_similarity(l[i] + net(x[i]), y[i]).mean(); opt.zero_grad(); loss.backward(); opt.step(); plan.step()
+        i = torch.from_numpy(r.integers(0, n, 256))
+        loss = 1 - cosine_similarity(l[i] + net(x[i]), y[i]).mean(); opt.zero_grad()
+        loss.backward(); opt.step(); plan.step()
     both = Inverter(plain.W, plain.b, net.eval()); score = lambda f: (f(X[n:]/math.sqrt(X.shape[1]))*unit(Y[n:])).sum(1).mean()
     return both if score(both) > score(plain) else plain

@@ -21,12 +21,15 @@ def unit_rows(x): return x/np.linalg.norm(x, axis=-1, keepdims=True)
 def dot(a, b): return (a*b).sum(-1, keepdims=True)
 
 # %% ../../nbs/identity/04_rotation.ipynb #b16d0048
-KEY_VERSIONS = {1: dict(n=2**15, r=8, p=1), 2: dict(n=2**17, r=8, p=1), 3: dict(n=2**17, r=8, p=1)} # scrypt costs; memory is 128 n r bytes
+# scrypt costs; memory is 128 n r bytes
+KEY_VERSIONS = {1: dict(n=2**15, r=8, p=1), 2: dict(n=2**17, r=8, p=1), 3: dict(n=2**17, r=8, p=1)}
 KEY_VERSION, SALT_BYTES = 3, 16
 
 def password_bytes(password)->bytes:
     "UTF-8 of a password after Unicode NFKC, so that the same letters typed on another keyboard are the same password"
-    if not isinstance(password, (str, bytes)): raise ConfigError(f'must be text, got {type(password).__name__}', 'password', "Quote it: a PIN such as '012345' would lose its leading zero as a number.")
+    if not isinstance(password, (str, bytes)):
+        raise ConfigError(f'must be text, got {type(password).__name__}', 'password',
+                          "Quote it: a PIN such as '012345' would lose its leading zero as a number.")
     b = password if isinstance(password, bytes) else unicodedata.normalize('NFKC', password).encode('utf-8', 'surrogatepass')
     if not b.strip(): raise ConfigError('is empty', 'password', 'Choose a passphrase of four words or more.')
     if len(b) > 1024: raise ConfigError('is longer than 1,024 bytes', 'password')
@@ -34,8 +37,11 @@ def password_bytes(password)->bytes:
 
 def stretch(password, salt:bytes, version:int=KEY_VERSION)->bytes: # 32 secret bytes
     "scrypt at the costs of a key version"
-    if version not in KEY_VERSIONS or isinstance(version, bool): raise ConfigError(f'{version!r} is not known', 'key version', did_you_mean(version, KEY_VERSIONS))
-    if not isinstance(salt, bytes) or len(salt) != SALT_BYTES: raise ConfigError(f'must be {SALT_BYTES} bytes', 'salt', 'Leave it out to draw one, and keep it beside the picture; it is not secret.')
+    if version not in KEY_VERSIONS or isinstance(version, bool):
+        raise ConfigError(f'{version!r} is not known', 'key version', did_you_mean(version, KEY_VERSIONS))
+    if not isinstance(salt, bytes) or len(salt) != SALT_BYTES:
+        raise ConfigError(f'must be {SALT_BYTES} bytes', 'salt',
+                          'Leave it out to draw one, and keep it beside the picture; it is not secret.')
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
     return Scrypt(salt=salt, length=32, **KEY_VERSIONS[version]).derive(password_bytes(password))
 
@@ -69,7 +75,8 @@ class WeakPassword(UserWarning): "A password that somebody can find by trying th
 def password_space(password)->float:
     "How many passwords look like this one: (size of the kinds of characters in it) ** length; people's choices are fewer"
     s = password_bytes(password).decode('utf-8', 'replace')
-    size = sum(n for n, has in ((10, str.isdigit), (26, str.islower), (26, str.isupper)) if any(map(has, s))) + (33 if any(not c.isalnum() for c in s) else 0)
+    size = sum(n for n, has in ((10, str.isdigit), (26, str.islower), (26, str.isupper)) if any(map(has, s))) + (33
+        if any(not c.isalnum() for c in s) else 0)
     return float(max(size, 10))**min(len(s), 100)
 
 class Key:
@@ -80,25 +87,30 @@ class Key:
         self.salt, self.version = secrets.token_bytes(SALT_BYTES) if salt is None else salt, version
         t = time.thread_time(); self._secret = stretch(password, self.salt, version); self.seconds = time.thread_time()-t
         hours = password_space(password)*self.seconds/3600
-        if warn and hours < 24*365*10: warnings.warn(f'{password_space(password):.0e} passwords look like this one: one CPU core of this kind tries them all in {hours:,.1f} hours. Use four random words or more.', WeakPassword, 2)
+        if warn and hours < 24*365*10:
+            warnings.warn(f'{password_space(password):.0e} passwords look like this one: one CPU core of this kind tries them all in {hours:,.1f} hours. Use four random words or more.',
+                          WeakPassword, 2)
     @classmethod
     def draw(cls, seed:int): # the same seed gives the same key: fit for experiments only
         "A key without a password, at once; for simulations"
         self = object.__new__(cls); self.salt, self.version, self.seconds = bytes(SALT_BYTES), 0, 0.
         self._secret = hashlib.sha256(f'deidnb simulated key {int(seed)}'.encode()).digest(); return self
-    def secret(self, label:str, length=32, salt=None)->bytes: return hkdf(self._secret, label, length, salt) # secret bytes for one purpose
+    def secret(self, label:str, length=32, salt=None)->bytes: # secret bytes for one purpose
+        return hkdf(self._secret, label, length, salt)
     def stream(self, label:str)->KeyStream: return KeyStream(self.secret(label))
     def __repr__(self): return f'Key(version={self.version}, salt={self.salt.hex()}, secret hidden)'
 
 # %% ../../nbs/identity/04_rotation.ipynb #e4132445
 def level_angle(d)->float: # degrees
     "Angle of a level of protection, g(d) of book 6.4.1"
-    if isinstance(d, bool) or not isinstance(d, (int, float, np.number)) or not 0 <= d <= 9: raise ConfigError(f'must be a number from 0 to 9, got {d!r}', 'level')
+    if isinstance(d, bool) or not isinstance(d, (int, float, np.number)) or not 0 <= d <= 9:
+        raise ConfigError(f'must be a number from 0 to 9, got {d!r}', 'level')
     return float(70 + 5*d if d < 4 else 70 + 5*(d+1))
 
 # %% ../../nbs/identity/04_rotation.ipynb #82efb593
 INNER = 'donor_bank', 'inner', '025e6ccf32f5f7e9'
-LIBRARIES = {1: INNER, 2: INNER, 3: ('lds', 'people.seen_z', '2a867d7ab866fb4f')} # of each key version: weight file, column, fingerprint
+# of each key version: weight file, column, fingerprint
+LIBRARIES = {1: INNER, 2: INNER, 3: ('lds', 'people.seen_z', '2a867d7ab866fb4f')}
 
 def library_id(library=None)->str: # 16 hex digits
     "Fingerprint of a reference library"
@@ -110,7 +122,9 @@ def _library(file, column, wanted):
     from safetensors import safe_open
     path = package_dir()/'weights'/f'{file}.safetensors'
     with safe_open(path, 'numpy') as f: z = unit_rows(f.get_tensor(column).astype(np.float64))
-    if library_id(z) != wanted: raise AssetError(f'holds another reference library than {wanted}: nothing that was protected with it would come back', path, 'Reinstall deidnb.')
+    if library_id(z) != wanted:
+        raise AssetError(f'holds another reference library than {wanted}: nothing that was protected with it would come back',
+                         path, 'Reinstall deidnb.')
     z.flags.writeable = False; return z
 
 def reference_library(version=0)->np.ndarray: # key version, 0 for the newest -> (n, 128) float64, unit rows, read-only
@@ -161,11 +175,15 @@ class Keyed:
     def __init__(self, key:Key, theta=None, # angle in degrees, between 0 and 180
                  level=None, # or the book's level, 0 to 9
                  dim=128, reversible=True):
-        if not isinstance(key, Key): raise ConfigError(f'must be a Key, got {type(key).__name__}', 'key', 'Make one with Key(password).')
+        if not isinstance(key, Key):
+            raise ConfigError(f'must be a Key, got {type(key).__name__}', 'key', 'Make one with Key(password).')
         if (theta is None) == (level is None): raise ConfigError('give one of theta (degrees) and level (0 to 9)', 'theta')
         theta = level_angle(level) if theta is None else theta
-        if not (isinstance(theta, (int, float, np.number)) and 0 < theta < 180): raise ConfigError(f'must lie between 0 and 180 degrees, got {theta!r}', 'theta', '0 changes nothing and 180 gives -z, which anybody turns back.')
-        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 2: raise ConfigError(f'must be a whole number of at least 2, got {dim!r}', 'dim')
+        if not (isinstance(theta, (int, float, np.number)) and 0 < theta < 180):
+            raise ConfigError(f'must lie between 0 and 180 degrees, got {theta!r}', 'theta',
+                              '0 changes nothing and 180 gives -z, which anybody turns back.')
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 2:
+            raise ConfigError(f'must be a whole number of at least 2, got {dim!r}', 'dim')
         self.key, self.theta, self.dimension, self.reversible = key, float(theta), int(dim), reversible
         self.cos, self.sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
     @property
@@ -175,15 +193,19 @@ class Keyed:
     def turn_back(self, z_new): raise NotImplementedError # inverse of `turn`
     def __call__(self, z, *, rng=None, simulate=False)->np.ndarray: # nothing is drawn: rng and simulate are the interface's
         "The changed identity, float32"
-        if rng is not None and not simulate: raise ConfigError('is only for simulations', 'rng', 'Pass simulate=True, or leave it out.')
+        if rng is not None and not simulate:
+            raise ConfigError('is only for simulations', 'rng', 'Pass simulate=True, or leave it out.')
         x = unit_codes(z, self.dimension); out = self.turn(x).astype(np.float32)
         if self.reversible:
             back = self.recovered(out); bad = ~(dot(x, back)[:, 0] > .999)
-            if bad.any(): raise ConfigError(f'{bad.sum()} of {len(x)} codes would not come back at {self.theta:g} degrees with this key (first: row {bad.argmax()})', 'z', 'Take another key, or reversible=False.')
+            if bad.any():
+                raise ConfigError(f'{bad.sum()} of {len(x)} codes would not come back at {self.theta:g} degrees with this key (first: row {bad.argmax()})',
+                                  'z', 'Take another key, or reversible=False.')
         return out.reshape(np.shape(z))
     def keep(self)->dict: # ready for JSON
         "What the way back needs beside the password; nothing in it is secret"
-        return dict(transform=type(self).__name__, theta=self.theta, key_version=self.key.version, salt=self.key.salt.hex(), library=self.library) | {k: getattr(self, k) for k in self.options}
+        return dict(transform=type(self).__name__, theta=self.theta, key_version=self.key.version,
+                    salt=self.key.salt.hex(), library=self.library) | {k: getattr(self, k) for k in self.options}
     def recovered(self, z_new)->np.ndarray:
         with np.errstate(all='ignore'): return unit_rows(self.turn_back(unit_codes(z_new, self.dimension, 'z_new', self.unit)))
     def invert(self, z_new)->np.ndarray: # float32, unit
@@ -205,14 +227,19 @@ class BookRotation(Keyed):
     def __init__(self, key, theta=None, level=None, dim=128, reversible=True,
                  toward='library', # 'library': f(p) of ch. 6; 'key': a random reference, eq. 8.4
                  library=None, k=10, centred=False):
-        if toward not in ('library', 'key'): raise ConfigError(f'{toward!r} is not known', 'toward', did_you_mean(toward, ('library', 'key')))
+        if toward not in ('library', 'key'):
+            raise ConfigError(f'{toward!r} is not known', 'toward', did_you_mean(toward, ('library', 'key')))
         library = reference_library(getattr(key, 'version', 0)) if library is None and toward == 'library' else library
         super().__init__(key, theta, level, dim if library is None else np.shape(library)[-1], reversible)
-        if reversible and abs(self.theta-90) < .5: raise ConfigError('90 degrees loses the sign of z . z_r, and nothing comes back', 'theta', 'Take another angle, or reversible=False.')
+        if reversible and abs(self.theta-90) < .5:
+            raise ConfigError('90 degrees loses the sign of z . z_r, and nothing comes back', 'theta',
+                              'Take another angle, or reversible=False.')
         self.toward, self.k, self.centred, self.library = toward, k, centred, library_id(library) if toward == 'library' else None
         self.reference = reference(key, library, k, centred) if toward == 'library' else random_reference(key, self.dimension)
     @property
-    def guarantee(self): return keyed_guarantee('book eq. 6.16-6.20, 8.4-8.10', False, 'recovery from a picture: a recogniser gives unit codes, and the inverse needs the length')
+    def guarantee(self):
+        return keyed_guarantee('book eq. 6.16-6.20, 8.4-8.10', False,
+                               'recovery from a picture: a recogniser gives unit codes, and the inverse needs the length')
     def turn(self, z): return rotate(z, self.reference, self.theta)
     def turn_back(self, z_new): return rotate_back(z_new, self.reference, self.theta)
 
@@ -223,7 +250,8 @@ class PlaneRotation(BookRotation):
     def __init__(self, key, theta=None, level=None, dim=128, reversible=True,
                  orient='key', # who chooses the side: 'key' (invertible everywhere) or 'reference' (always toward r)
                  toward='library', library=None, k=10, centred=True):
-        if orient not in ('key', 'reference'): raise ConfigError(f'{orient!r} is not known', 'orient', did_you_mean(orient, ('key', 'reference')))
+        if orient not in ('key', 'reference'):
+            raise ConfigError(f'{orient!r} is not known', 'orient', did_you_mean(orient, ('key', 'reference')))
         super().__init__(key, theta, level, dim, reversible and orient == 'reference', toward, library, k, centred)
         self.orient, self.reversible, self.side = orient, reversible, key.stream('side').normal(self.dimension)
     @property
@@ -263,11 +291,17 @@ class FaceShape:
     "The shape of a library of codes: what all share, and blocks of axes of nearly equal variance"
     def __init__(self, library=None, # (n, d) unit codes; None: `reference_library`
                  block=14): # axes in a block; even
-        if isinstance(block, bool) or not isinstance(block, (int, np.integer)) or block < 2 or block % 2: raise ConfigError(f'must be an even whole number, got {block!r}', 'block')
+        if isinstance(block, bool) or not isinstance(block, (int, np.integer)) or block < 2 or block % 2:
+            raise ConfigError(f'must be an even whole number, got {block!r}', 'block')
         lib = reference_library() if library is None else unit_codes(library, name='library'); m = lib.mean(0); d = len(m)
-        if len(lib) < 2*d or np.linalg.norm(m) < 1e-3: raise ConfigError(f'{len(lib)} codes are too few, or have too little in common, to show a shape in {d} dimensions', 'library', 'Use KeyedIsometry.')
-        self.library, self.block = library_id(lib), int(block); self.shared = m/np.linalg.norm(m); c = lib - (lib @ self.shared)[:, None]*self.shared
-        V = np.linalg.eigh(c.T @ c)[1][:, :0:-1]; V = V[:, :(d-1)//2*2]; V = V*np.sign(V[np.abs(V).argmax(0), range(V.shape[1])]) # a fixed sign: the same axes on every computer
+        if len(lib) < 2*d or np.linalg.norm(m) < 1e-3:
+            raise ConfigError(f'{len(lib)} codes are too few, or have too little in common, to show a shape in {d} dimensions',
+                              'library', 'Use KeyedIsometry.')
+        self.library, self.block = library_id(lib), int(block); self.shared = m/np.linalg.norm(m)
+        c = lib - (lib @ self.shared)[:, None]*self.shared
+        # a fixed sign: the same axes on every computer
+        V = np.linalg.eigh(c.T @ c)[1][:, :0:-1]; V = V[:, :(d-1)//2*2]
+        V = V*np.sign(V[np.abs(V).argmax(0), range(V.shape[1])])
         self.blocks = [V[:, i:i+block] for i in range(0, V.shape[1], block)]; self.moving = V @ V.T
         self.kept = float(1 - dot(lib, lib @ self.moving).mean()) # f, mean over the library
 
@@ -281,11 +315,14 @@ class FaceIsometry(KeyedIsometry):
     def __init__(self, key, theta=None, level=None, shape=None, # a `FaceShape`; None: of `reference_library` of the key's version
                  reversible=True):
         shape = face_shape(getattr(key, 'version', 0)) if shape is None else shape
-        if not isinstance(shape, FaceShape): raise ConfigError(f'must be a FaceShape, got {type(shape).__name__}', 'shape', 'Make one with FaceShape(library).')
-        Keyed.__init__(self, key, theta, level, len(shape.shared), reversible); self.shape, self.library, self.block, s = shape, shape.library, shape.block, key.stream('isometry of faces')
+        if not isinstance(shape, FaceShape):
+            raise ConfigError(f'must be a FaceShape, got {type(shape).__name__}', 'shape', 'Make one with FaceShape(library).')
+        Keyed.__init__(self, key, theta, level, len(shape.shared), reversible)
+        self.shape, self.library, self.block, s = shape, shape.library, shape.block, key.stream('isometry of faces')
         self.J = sum(W @ complex_structure(s, W.shape[1]) @ W.T for W in shape.blocks)
     @property
-    def guarantee(self): return keyed_guarantee('deidnb.identity.rotation', True, 'the part of a code that all people of the library share')
+    def guarantee(self):
+        return keyed_guarantee('deidnb.identity.rotation', True, 'the part of a code that all people of the library share')
     @property
     def flipped_cosine(self)->float: return self.shape.kept + (1-self.shape.kept)*abs(float(self.cos)) # mean over the library
     def flip(self, z_new): return z_new - 2*z_new @ self.shape.moving # the shape is public: only the part that moves is flipped

@@ -28,19 +28,23 @@ def split_header(h:bytes)->tuple: # (magic, version, salt, id, nonce, commitment
 def picture_digest(picture)->bytes: # a path, the bytes of a file, or an (h, w, 3) uint8 array
     "SHA-256 of what the capsule is bound to"
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3: raise ConfigError(f'must be an (h, w, 3) uint8 array, got {picture.shape} {picture.dtype}', 'protected')
+        if picture.dtype != np.uint8 or picture.ndim != 3:
+            raise ConfigError(f'must be an (h, w, 3) uint8 array, got {picture.shape} {picture.dtype}', 'protected')
         return hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).digest()
     if isinstance(picture, (bytes, bytearray)): return hashlib.sha256(picture).digest()
     try:
         with open(picture, 'rb') as f: return hashlib.file_digest(f, 'sha256').digest()
-    except (OSError, TypeError, ValueError): raise InputError('cannot be read', picture if isinstance(picture, (str, Path)) else 'protected', 'Give the protected picture: a file, its bytes or its pixels.') from None
+    except (OSError, TypeError, ValueError):
+        raise InputError('cannot be read', picture if isinstance(picture, (str, Path)) else 'protected',
+                         'Give the protected picture: a file, its bytes or its pixels.') from None
 
 # %% ../../nbs/identity/04a_sealed.ipynb #54e8dc88
 def png(rgb)->bytes:
     "Lossless bytes of a crop"
     import cv2
     rgb = np.asarray(rgb)
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[-1] != 3 or not rgb.size: raise ConfigError(f'must be an (h, w, 3) uint8 array, got {rgb.shape} {rgb.dtype}', 'original')
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[-1] != 3 or not rgb.size:
+        raise ConfigError(f'must be an (h, w, 3) uint8 array, got {rgb.shape} {rgb.dtype}', 'original')
     return cv2.imencode('.png', np.ascontiguousarray(rgb[..., ::-1]))[1].tobytes()
 
 def from_png(b:bytes)->np.ndarray:
@@ -59,12 +63,16 @@ def seal(original,  # (h, w, 3) uint8 crop
     )->bytes:
     "A capsule that holds the original crop"
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-    if not isinstance(key, Key): raise ConfigError(f'must be a Key, got {type(key).__name__}', 'key', 'Make one with Key(password).')
-    if key.version not in KEY_VERSIONS: raise ConfigError('is a simulated one, which anybody can make', 'key', 'Make one with Key(password).')
+    if not isinstance(key, Key):
+        raise ConfigError(f'must be a Key, got {type(key).__name__}', 'key', 'Make one with Key(password).')
+    if key.version not in KEY_VERSIONS:
+        raise ConfigError('is a simulated one, which anybody can make', 'key', 'Make one with Key(password).')
     try: n = json.dumps(notes or {}).encode()
     except (TypeError, ValueError): raise ConfigError('cannot be written as JSON', 'notes') from None
     body = len(n).to_bytes(4, 'big') + n + png(original); unique, nonce = secrets.token_bytes(ID), secrets.token_bytes(NONCE)
-    if HEADER + len(body) + TAG > CAPSULE_LIMIT: raise ConfigError(f'is too large to seal ({len(body)/2**20:.0f} MiB)', 'original', 'Seal the crop of the face, not the whole picture.')
+    if HEADER + len(body) + TAG > CAPSULE_LIMIT:
+        raise ConfigError(f'is too large to seal ({len(body)/2**20:.0f} MiB)', 'original',
+                          'Seal the crop of the face, not the whole picture.')
     secret, commitment = capsule_keys(key, unique)
     head = MAGIC + bytes([key.version]) + key.salt + unique + nonce + commitment
     return head + ChaCha20Poly1305(secret).encrypt(nonce, body, head + picture_digest(protected))
@@ -75,7 +83,9 @@ def read_capsule(capsule)->bytes: # bytes, or the path of a sidecar
     if isinstance(capsule, (bytes, bytearray)): return bytes(capsule)
     try:
         with open(capsule, 'rb') as f: return f.read(CAPSULE_LIMIT + 1)
-    except (OSError, TypeError, ValueError): raise InputError('cannot be read', capsule if isinstance(capsule, (str, Path)) else 'capsule', 'Give the sidecar file or its bytes.') from None
+    except (OSError, TypeError, ValueError):
+        raise InputError('cannot be read', capsule if isinstance(capsule, (str, Path)) else 'capsule',
+                         'Give the sidecar file or its bytes.') from None
 
 def unseal(capsule,   # bytes of a capsule, or the path of the sidecar
            protected, # the protected picture: a path, the bytes of a file, or its pixels, as it was sealed
@@ -95,7 +105,9 @@ def unseal(capsule,   # bytes of a capsule, or the path of the sidecar
         body = ChaCha20Poly1305(secret).decrypt(nonce, c[HEADER:] if fine else bytes(TAG), head + digest)
         if not (fine and hmac.compare_digest(expected, commitment)): raise InvalidTag
         n = int.from_bytes(body[:4], 'big'); return from_png(body[4+n:]), json.loads(body[4:4+n])
-    except (InvalidTag, ValueError, TypeError): raise InputError('does not open: wrong password, another picture, or a damaged file', 'capsule', 'Give the password, and the protected picture exactly as it was sealed.') from None
+    except (InvalidTag, ValueError, TypeError):
+        raise InputError('does not open: wrong password, another picture, or a damaged file', 'capsule',
+                         'Give the password, and the protected picture exactly as it was sealed.') from None
 
 # %% ../../nbs/identity/04a_sealed.ipynb #967f04f0
 def sidecar(picture)->Path:

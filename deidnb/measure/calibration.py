@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from ..core import ConfigError, InputError, atomic_path, manifest_dir
 from .tables import Table, save_tables
-from .verification import (all_scores, auc, bootstrap, eer, kfold_accuracy, lfw_pairs, threshold_at_fpr, tpr_at_fpr, val_at_far)
+from .verification import (all_scores, auc, bootstrap, eer, kfold_accuracy, lfw_pairs, threshold_at_fpr,
+                                         tpr_at_fpr, val_at_far)
 
 # %% ../../nbs/measure/04_calibration.ipynb #03bfb608
 def lfw_images(root)->dict: # {'Name/Name_0001.jpg': path}, the pictures the pairs name, sorted
@@ -21,7 +22,9 @@ def lfw_images(root)->dict: # {'Name/Name_0001.jpg': path}, the pictures the pai
     for base in (root, root/'images', root/'lfw'):
         if (base/names[0]).is_file(): break
     missing = [n for n in names if not (base/n).is_file()]
-    if missing: raise InputError(f'{len(missing)} of {len(names)} pictures are missing, the first is {missing[0]}', root, 'Unpack lfw.tgz beside pairs.txt.')
+    if missing:
+        raise InputError(f'{len(missing)} of {len(names)} pictures are missing, the first is {missing[0]}', root,
+                         'Unpack lfw.tgz beside pairs.txt.')
     return {n: base/n for n in names}
 
 # %% ../../nbs/measure/04_calibration.ipynb #bcd8ca90
@@ -84,10 +87,15 @@ def verification_rows(table, label, scores, pairs, extra_thresholds=(), n=1000):
     y, people = pairs.same, pairs.people; acc, ts = kfold_accuracy(scores, y, pairs.fold)
     right = (scores >= ts[np.unique(pairs.fold, return_inverse=True)[1]]) == y
     def add(measure, i, **kw): table.add(label, measure, i.value, i.lo, i.hi, n=len(y), people=len(np.unique(people)), **kw)
-    add('LFW accuracy', bootstrap(np.mean, right, people, n), better='up', note=f'{len(acc)} folds, standard deviation {acc.std():.4f}')
+    add('LFW accuracy', bootstrap(np.mean, right, people, n), better='up',
+        note=f'{len(acc)} folds, standard deviation {acc.std():.4f}')
     for fpr in (1e-2, 1e-3):
-        if (~y).sum()*fpr >= 1: add(f'TPR at FPR {fpr:g}', bootstrap(lambda s,z: tpr_at_fpr(s[z], s[~z], fpr)[0], (scores, y), people, n), better='up', note=f'threshold from the {(~y).sum()} official impostor pairs')
-    for fpr,t in extra_thresholds: add(f'TPR at FPR {fpr:g}, all pairs', bootstrap(np.mean, scores[y] >= t, people[y][:,0], n), better='up', note=f'threshold from all impostor pairs; official impostors accepted: {(scores[~y] >= t).mean():.5f}')
+        if (~y).sum()*fpr >= 1:
+            add(f'TPR at FPR {fpr:g}', bootstrap(lambda s,z: tpr_at_fpr(s[z], s[~z], fpr)[0], (scores, y), people, n),
+                better='up', note=f'threshold from the {(~y).sum()} official impostor pairs')
+    for fpr,t in extra_thresholds:
+        add(f'TPR at FPR {fpr:g}, all pairs', bootstrap(np.mean, scores[y] >= t, people[y][:,0], n), better='up',
+            note=f'threshold from all impostor pairs; official impostors accepted: {(scores[~y] >= t).mean():.5f}')
     add('EER', bootstrap(lambda s,z: eer(s[z], s[~z]), (scores, y), people, n), better='down')
     add('AUC', bootstrap(lambda s,z: auc(s[z], s[~z]), (scores, y), people, n), better='up')
     return table
@@ -101,10 +109,13 @@ DOCUMENTS = dict(
 def threshold_rows(expert, c, pairs)->dict: # c: what `lfw_codes` returns
     "Thresholds of one recogniser from all impostor pairs and from the official ones"
     ok = np.isfinite(c['codes']).all(1); people = c['people'][ok]
-    gen, imp = all_scores(c['codes'][ok], people, expert.kind); s = pair_scores(expert, c['codes'], c['names'], pairs); off = s[~pairs.same]
+    gen, imp = all_scores(c['codes'][ok], people, expert.kind)
+    s = pair_scores(expert, c['codes'], c['names'], pairs); off = s[~pairs.same]
     def block(imp, gen, n_people, images):
-        ts = {f'{f:g}': float(np.ceil(threshold_at_fpr(imp, f)*1e5)/1e5) for f in FPRS if len(imp)*f >= 1} # rounded up: never more accepts
-        return dict(thresholds=ts, tpr={k: round(float((gen >= t).mean()), 5) for k,t in ts.items()}, impostor_pairs=int(len(imp)), genuine_pairs=int(len(gen)), people=int(n_people), images=int(images))
+        # rounded up: never more accepts
+        ts = {f'{f:g}': float(np.ceil(threshold_at_fpr(imp, f)*1e5)/1e5) for f in FPRS if len(imp)*f >= 1}
+        return dict(thresholds=ts, tpr={k: round(float((gen >= t).mean()), 5) for k,t in ts.items()},
+                    impostor_pairs=int(len(imp)), genuine_pairs=int(len(gen)), people=int(n_people), images=int(images))
     row = dict(score='cosine' if expert.kind == 'cosine' else 'minus_euclidean', dim=int(expert.dim), lfw_all=block(imp, gen, len(set(people)), ok.sum()),
                lfw_pairs=block(off, s[pairs.same], len(np.unique(pairs.people)), len(c['names'])))
     return row | (dict(documents=DOCUMENTS[expert.name]) if expert.name in DOCUMENTS else {})
@@ -114,12 +125,15 @@ def write_thresholds(rows, root, path=None)->Path:
     "Merge rows {recogniser: row} into thresholds.yaml"
     import yaml
     path = Path(path or manifest_dir()/'thresholds.yaml'); old = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    p = lfw_pairs(root); about = dict(date=datetime.date.today().isoformat(), data=f'LFW View 2, {len(np.unique(p.fold))} folds', command='python -m deidnb.measure.calibration ' + ' '.join(rows))
+    p = lfw_pairs(root)
+    about = dict(date=datetime.date.today().isoformat(), data=f'LFW View 2, {len(np.unique(p.fold))} folds',
+                 command='python -m deidnb.measure.calibration ' + ' '.join(rows))
     experts = (old or {}).get('experts', {}) | {k: v | about for k,v in rows.items()}
     head = ('# Scores at or above which two faces count as one person, by false positive rate (higher score = more alike; dlib: minus the Euclidean distance).\n'
             '# lfw_all: every pair of pictures of different people among the pictures of the official pairs; lfw_pairs: the official impostor pairs only.\n'
             '# documents: thresholds stated by the documents or authors, as distances. Written by deidnb.measure.calibration; do not edit by hand.\n')
-    with atomic_path(path, overwrite=True) as tmp: tmp.write_text(head + yaml.safe_dump(dict(experts=experts), sort_keys=False, width=160))
+    with atomic_path(path, overwrite=True) as tmp:
+        tmp.write_text(head + yaml.safe_dump(dict(experts=experts), sort_keys=False, width=160))
     return path
 
 def calibrate(experts=('sface', 'faceres', 'dlib'), # names or paths of ONNX files
@@ -131,13 +145,20 @@ def calibrate(experts=('sface', 'faceres', 'dlib'), # names or paths of ONNX fil
     "Measure recognisers on LFW, store their thresholds, return the table"
     from deidnb.identity.experts import load_expert
     if data is None: from deidnb.assets import dataset; data = dataset('lfw')
-    pairs = lfw_pairs(data); table = Table(title='Recognisers on LFW', meta=dict(data=f'{len(pairs)} pairs, {len(np.unique(pairs.fold))} folds of View 2', intervals=f'95 %, bootstrap by person, {n} draws', date=datetime.date.today().isoformat())); rows = {}
+    pairs = lfw_pairs(data)
+    table = Table(title='Recognisers on LFW',
+                  meta=dict(data=f'{len(pairs)} pairs, {len(np.unique(pairs.fold))} folds of View 2',
+                            intervals=f'95 %, bootstrap by person, {n} draws', date=datetime.date.today().isoformat()))
+    rows = {}
     for name in experts:
-        e = load_expert(name); both = mirrored is True or bool(mirrored) and e.name in mirrored; c = lfw_codes(name, data, both, progress); rows[e.name] = r = threshold_rows(e, c, pairs)
+        e = load_expert(name); both = mirrored is True or bool(mirrored) and e.name in mirrored
+        c = lfw_codes(name, data, both, progress); rows[e.name] = r = threshold_rows(e, c, pairs)
         extra = [(float(k), t) for k,t in r['lfw_all']['thresholds'].items() if float(k) in (1e-2, 1e-3, 1e-4)]
         verification_rows(table, e.name, pair_scores(e, c['codes'], c['names'], pairs), pairs, extra, n)
         if e.published: table.add(e.name, 'published accuracy', e.published, note='stated by its authors, ten folds')
-        if both: verification_rows(table, f'{e.name} + mirrored', pair_scores(e, (c['codes'] + c['mirrored'])/2, c['names'], pairs), pairs, n=n)
+        if both:
+            verification_rows(table, f'{e.name} + mirrored', pair_scores(e, (c['codes'] + c['mirrored'])/2, c['names'],
+                    pairs), pairs, n=n)
     if thresholds is not False: write_thresholds(rows, data, thresholds)
     if out is not None: save_tables(table, out, 'lfw_recognisers', ('csv', 'json', 'md'))
     return table
@@ -146,9 +167,13 @@ def calibrate(experts=('sface', 'faceres', 'dlib'), # names or paths of ONNX fil
 def main(argv=None):
     "python -m deidnb.measure.calibration [names...] [--data FOLDER] [--mirrored none|fast|all]"
     import argparse; from deidnb.core import repo_root
-    p = argparse.ArgumentParser('deidnb.measure.calibration', description='Measure recognisers on LFW and store their thresholds.')
-    p.add_argument('experts', nargs='*', default=['sface', 'faceres', 'dlib']); p.add_argument('--data'); p.add_argument('--out', default=None); p.add_argument('--mirrored', choices=['none', 'fast', 'all'], default='fast')
+    p = argparse.ArgumentParser('deidnb.measure.calibration',
+                                description='Measure recognisers on LFW and store their thresholds.')
+    p.add_argument('experts', nargs='*', default=['sface', 'faceres', 'dlib'])
+    p.add_argument('--data'); p.add_argument('--out', default=None)
+    p.add_argument('--mirrored', choices=['none', 'fast', 'all'], default='fast')
     a = p.parse_args(argv)
-    print(calibrate(a.experts or ['sface', 'faceres', 'dlib'], a.data, dict(none=(), fast=('sface', 'faceres'), all=True)[a.mirrored], a.out or repo_root()/'reports').to_markdown(transpose=True))
+    print(calibrate(a.experts or ['sface', 'faceres', 'dlib'], a.data, dict(none=(), fast=('sface', 'faceres'),
+                all=True)[a.mirrored], a.out or repo_root()/'reports').to_markdown(transpose=True))
 
 if __name__ == '__main__' and '__file__' in globals(): main()

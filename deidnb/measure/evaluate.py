@@ -35,7 +35,8 @@ class Task:
 def _thin(items, limit):
     "`limit` items spread evenly over the list"
     items = list(items)
-    return items if not limit or limit >= len(items) else [items[i] for i in np.linspace(0, len(items)-1, limit).round().astype(int)]
+    return items if not limit or limit >= len(items) else [items[i] for i in np.linspace(0, len(items)-1,
+            limit).round().astype(int)]
 
 # %% ../../nbs/measure/04_evaluate.ipynb #bd962652
 def read_pairs(path)->tuple: # genuine [(key, key)], impostors [(key, key)]; key = Name/Name_0001
@@ -56,20 +57,25 @@ def lfw_task(limit=None, root=None, first=False)->Task:
     folder = next((f for f in ('images', 'lfw', '.') if (root/f).is_dir() and any((root/f).glob('*/*_0001.jpg'))), None)
     if folder is None: raise InputError('no pictures Name/Name_0001.jpg in it', root, 'Unpack lfw.tgz there.')
     pairs = read_pairs(root/'pairs.txt')[0]; second = {b for _,b in pairs}
-    pairs = _thin([(b, a) for a,b in pairs if a not in second] if first else pairs, limit); keys = dict.fromkeys(k for p in pairs for k in p)
+    pairs = _thin([(b, a) for a,b in pairs if a not in second] if first else pairs, limit)
+    keys = dict.fromkeys(k for p in pairs for k in p)
     gone = [k for k in keys if not (root/folder/f'{k}.jpg').is_file()]
     if gone: raise InputError(f'{len(gone)} pictures named in pairs.txt are missing, such as {gone[0]}.jpg', root)
-    return Task('lfw-first' if first else 'lfw', str(root), {k: f'{folder}/{k}.jpg' for k in keys}, {k: k.split('/')[0] for k in keys}, list(dict.fromkeys(b for _,b in pairs)), pairs)
+    return Task('lfw-first' if first else 'lfw', str(root), {k: f'{folder}/{k}.jpg' for k in keys},
+                {k: k.split('/')[0] for k in keys}, list(dict.fromkeys(b for _,b in pairs)), pairs)
 
 # %% ../../nbs/measure/04_evaluate.ipynb #1e08c367
 def read_people(path, names)->dict:
     "key -> person from a CSV `file,person` (with or without a header)"
     try: rows = [r for r in csv.reader(open(path, newline='', encoding='utf-8')) if r]
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f'cannot be read ({e})', path, 'Give a CSV with the columns file,person.') from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f'cannot be read ({e})', path, 'Give a CSV with the columns file,person.') from e
     if any(len(r) < 2 for r in rows): raise InputError('needs two columns: file,person', path)
     d = {r[0].strip(): r[1].strip() for r in rows}
     lacks = [n for n in names if n not in d]
-    if lacks: raise InputError(f'says nothing about {lacks[0]} and {len(lacks)-1} other pictures', path, 'One line per picture: path relative to the folder, person.')
+    if lacks:
+        raise InputError(f'says nothing about {lacks[0]} and {len(lacks)-1} other pictures', path,
+                         'One line per picture: path relative to the folder, person.')
     return {n: d[n] for n in names}
 
 def folder_task(root, people=None, limit=None, name=None, only=None)->Task:
@@ -106,17 +112,23 @@ class Originals:
         self.records = {}; self.folder.mkdir(parents=True, exist_ok=True)
     def _file(self, key):
         p = self.task.path(key); st = p.stat()
-        return self.folder/(hashlib.sha256(f'{self.task.files[key]}|{st.st_size}|{st.st_mtime_ns}'.encode()).hexdigest()[:24] + '.npz')
-    def _needs(self, r): return not ('found' in r and (not r['found'] or (all(f'code_{n}' in r for n in self.experts) and ('age' in r or not self.attributes))))
+        return self.folder/(hashlib.sha256(f'{self.task.files[key]}|{st.st_size}|{st.st_mtime_ns}'.encode()).hexdigest()[:24]
+                            + '.npz')
+    def _needs(self, r):
+        return not ('found' in r and (not r['found'] or (all(f'code_{n}' in r for n in self.experts)
+                                                         and ('age' in r or not self.attributes))))
     def load(self, key):
         if key not in self.records:
             try:
                 with np.load(self._file(key), allow_pickle=False) as z: self.records[key] = dict(z)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error): self.records[key] = {} # missing or damaged: made again
+            # missing or damaged: made again
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                self.records[key] = {}
         return self.records[key]
     def face(self, key)->Face|None:
         r = self.load(key)
-        return Face(**{k: r[k] for k in ('box', 'points5', 'landmarks', 'blendshapes', 'pose') if k in r}) if r.get('found') else None
+        return Face(**{k: r[k] for k in ('box', 'points5', 'landmarks', 'blendshapes', 'pose')
+                       if k in r}) if r.get('found') else None
 
 # %% ../../nbs/measure/04_evaluate.ipynb #b238ea19
 def fill_originals(self:Originals, keys, batch=32, tick=lambda n: None):
@@ -130,7 +142,9 @@ def fill_originals(self:Originals, keys, batch=32, tick=lambda n: None):
             r, rgb = self.records[k], read_image(self.task.path(k)).rgb
             if 'found' not in r:
                 f = main_face(find_faces(rgb), rgb.shape); r['found'] = np.array(f is not None)
-                if f is not None: r.update({n: getattr(f, n) for n in ('box', 'points5', 'landmarks', 'blendshapes', 'pose') if getattr(f, n) is not None})
+                if f is not None:
+                    r.update({n: getattr(f, n) for n in ('box', 'points5', 'landmarks', 'blendshapes', 'pose')
+                              if getattr(f, n) is not None})
             if r['found']: good.append((k, rgb))
         if good:
             ks, pics = [k for k,_ in good], [p for _,p in good]; fs = [self.face(k) for k in ks]
@@ -146,10 +160,12 @@ Originals.fill = fill_originals
 def describe(pictures, faces, experts, attributes=True)->dict:
     "Codes by every recogniser and, if wanted, age and probability of 'male'"
     both = attributes and hasattr(experts.get('faceres'), 'heads') # one pass gives the code, age and gender
-    out = {f'code_{n}': np.asarray(e.encode(pictures, faces), np.float32) for n,e in experts.items() if not (both and n == 'faceres')}
+    out = {f'code_{n}': np.asarray(e.encode(pictures, faces), np.float32) for n,e in experts.items()
+           if not (both and n == 'faceres')}
     if both:
         e = experts['faceres']; code, age, male = e.heads(np.stack([e.crop(p, f) for p,f in zip(pictures, faces)]))
-        out |= dict(code_faceres=code/np.linalg.norm(code, axis=1, keepdims=True).clip(1e-12), age=age @ np.arange(age.shape[1]), male=male[:, 0])
+        out |= dict(code_faceres=code/np.linalg.norm(code, axis=1, keepdims=True).clip(1e-12),
+                    age=age @ np.arange(age.shape[1]), male=male[:, 0])
     elif attributes:
         from deidnb.identity.experts import age_gender
         out['age'], out['male'] = age_gender(pictures, faces)
@@ -167,7 +183,9 @@ def find_again(rgb, face)->tuple: # Face or None, with mesh if one fits
 def measure_one(a, b, face, seen, mesh)->dict:
     "Utility and pixel quality of one pair"
     from deidnb.faces.masks import face_mask
-    if a.shape != b.shape: raise InputError(f'the protected picture is {b.shape[1]}x{b.shape[0]}, the original {a.shape[1]}x{a.shape[0]}', 'pair', 'Compare pictures of the same size.')
+    if a.shape != b.shape:
+        raise InputError(f'the protected picture is {b.shape[1]}x{b.shape[0]}, the original {a.shape[1]}x{a.shape[0]}',
+                         'pair', 'Compare pictures of the same size.')
     u = utility.pair_utility(a, b, face, mesh, detectors=('mtcnn', 'opencv'))
     if seen is None: u.pop('px_face', None) # no detector's box to compare
     return dict(det_yunet=float(seen is not None), **u, **quality.pair_quality(a, b, face_mask(a.shape, face)))
@@ -182,7 +200,8 @@ def measure_chunk(originals, keys, protected, lpips_size=256)->tuple: # rows (li
         if face is None or b is None: continue
         a = read_image(originals.task.path(k)).rgb; row = dict(key=k)
         seen, mesh = find_again(b, face) if b.shape == a.shape else (None, None)
-        row.update(measure_one(a, b, face, seen, mesh)); rows.append(row); pics.append(b); faces.append(seen if seen is not None else face)
+        row.update(measure_one(a, b, face, seen, mesh)); rows.append(row); pics.append(b)
+        faces.append(seen if seen is not None else face)
         crop = crop_face(a, face, lpips_size); ca.append(crop.image); cb.append(warp(b, crop.matrix, (lpips_size, lpips_size)))
     if not rows: return [], {}
     d, fa, fb = quality.lpips_and_features(ca, cb); arrays = dict(alex5_a=fa, alex5_b=fb)
@@ -190,7 +209,9 @@ def measure_chunk(originals, keys, protected, lpips_size=256)->tuple: # rows (li
     for r,x in zip(rows, d): r['lpips'] = float(x)
     if originals.attributes:
         rec = [originals.load(r['key']) for r in rows]; age, male = arrays.pop('age'), arrays.pop('male')
-        for r,x,y in zip(rows, *utility.attribute_agreement([q['age'] for q in rec], [q['male'] for q in rec], age, male).values()): r.update(age=float(x), gender=float(y))
+        for r,x,y in zip(rows, *utility.attribute_agreement([q['age'] for q in rec], [q['male'] for q in rec], age,
+                                                            male).values()):
+            r.update(age=float(x), gender=float(y))
     return rows, arrays
 
 # %% ../../nbs/measure/04_evaluate.ipynb #4243dac4
@@ -198,7 +219,8 @@ def work_folder(work, subject, task, config)->Path:
     "Folder of one run: its name holds a hash of everything that changes the result"
     import re, deidnb
     files = [(k, task.files[k]) for k in task.protect]
-    h = hashlib.sha256(json.dumps([subject, task.root, files, config, deidnb.__version__], sort_keys=True, default=str).encode()).hexdigest()[:10]
+    h = hashlib.sha256(json.dumps([subject, task.root, files, config, deidnb.__version__], sort_keys=True,
+                                  default=str).encode()).hexdigest()[:10]
     return Path(work)/f'{re.sub(r"[^A-Za-z0-9_.-]+", "_", str(subject))[:60]}-{task.name}-{h}'
 
 def save_chunk(folder, i, rows, arrays):
@@ -225,7 +247,9 @@ class FromFolder:
         folder = Path(folder); self.task, self.found = task, {}
         if not folder.is_dir(): raise InputError('is not a folder', folder, 'Give the folder of protected pictures.')
         by_stem = {}
-        for p in map(Path, list_images(folder)): n = p.relative_to(folder); self.found[n.as_posix()] = p; by_stem.setdefault(n.with_suffix('').as_posix(), p)
+        for p in map(Path, list_images(folder)):
+            n = p.relative_to(folder); self.found[n.as_posix()] = p
+            by_stem.setdefault(n.with_suffix('').as_posix(), p)
         for n in task.files: self.found.setdefault(n, by_stem.get(Path(n).with_suffix('').as_posix()))
         self.names = [n for n in task.files if self.found[n] is not None]
     def prepare(self): pass
@@ -250,7 +274,9 @@ class FromMethod:
         rgb = read_image(self.task.path(key)).rgb; t = time.perf_counter()
         with warnings.catch_warnings(): warnings.simplefilter('ignore'); r = self.d.photo(rgb, key=key)
         ms = 1e3*(time.perf_counter()-t); n = max(1, len(r.faces))
-        info = dict(ms_photo=ms, ms_face=sum(f.ms for f in r.faces)/n, n_faces=len(r.faces), no_face=float(not r.faces), fallback=float(any(f.outcome == 'fallback' for f in r.faces)), attempts=sum(f.attempts for f in r.faces)/n)
+        info = dict(ms_photo=ms, ms_face=sum(f.ms for f in r.faces)/n, n_faces=len(r.faces), no_face=float(not r.faces),
+                    fallback=float(any(f.outcome == 'fallback' for f in r.faces)),
+                    attempts=sum(f.attempts for f in r.faces)/n)
         if self.keep:
             png.parent.mkdir(parents=True, exist_ok=True); write_image(png, r.image, overwrite=True)
             with atomic_path(note, overwrite=True) as tmp: Path(tmp).write_text(json.dumps(info))
@@ -276,7 +302,8 @@ def protect_and_measure(source, originals, keys)->tuple:
         try: p, notes[k] = source(k)
         except InputError as e: p, notes[k] = None, dict(error=str(e))
         if p is not None and p.shape != (shape := read_image(originals.task.path(k)).rgb.shape):
-            notes[k] = dict(error=f'{k}: the protected picture is {p.shape[1]}x{p.shape[0]}, the original {shape[1]}x{shape[0]}'); p = None
+            notes[k] = dict(error=f'{k}: the protected picture is {p.shape[1]}x{p.shape[0]}, the original {shape[1]}x{shape[0]}')
+            p = None
         if originals.face(k) is None: notes[k] = dict(notes[k], unseen=1.) # no face in the original
         pics.append(p)
     rows, arrays = measure_chunk(originals, keys, pics); done = {r['key'] for r in rows}
@@ -314,17 +341,30 @@ def privacy_rows(t, subject, originals, rows, arrays, fpr=1e-3, n_boot=1000):
         code, probe, tau = lambda k: originals.load(k)[f'code_{n}'], arrays.get(f'code_{n}'), float(e.threshold(fpr))
         if not keys: continue
         add = lambda m, v, g, rate=True, **kw: t.add_mean(subject, f'{n}: {m}', v, g, rate=rate, n_boot=n_boot, **kw)
-        src = np.stack([code(k) for k in keys]); add('success', np.asarray(e.score(src, probe)) < tau, who, better='up', note=f'threshold {tau:.4f} at FPR {fpr:g}')
+        src = np.stack([code(k) for k in keys])
+        add('success', np.asarray(e.score(src, probe)) < tau, who, better='up', note=f'threshold {tau:.4f} at FPR {fpr:g}')
         add('Id-dis', e.distance(src, probe), who, False, better='up')
         if not pairs: continue
-        ref, pro, same = np.stack([code(a) for a,_ in pairs]), probe[[at[b] for _,b in pairs]], np.stack([code(b) for _,b in pairs])
-        gen = np.asarray(e.score(ref, pro), float); add('TPR', gen >= tau, owner, better='down'); add('TPR orig', np.asarray(e.score(ref, same)) >= tau, owner)
+        ref, pro, same = np.stack([code(a) for a,_ in pairs]), probe[[at[b] for _,b in pairs]], np.stack([code(b)
+                for _,b in pairs])
+        gen = np.asarray(e.score(ref, pro), float); add('TPR', gen >= tau, owner, better='down')
+        add('TPR orig', np.asarray(e.score(ref, same)) >= tau, owner)
         imp = recalibrated_scores(e, ref, pro, owner)
-        if len(imp) >= 1/fpr: add('TPR recal', gen >= (th := threshold_at_fpr(imp, fpr)), owner, better='down', note=f'threshold {th:.4f} from {len(imp)} impostor pairs')
-        if len(imp): t.add(subject, f'{n}: AUC', *auc_interval(gen, imp, owner, n_boot), len(gen), len(set(owner)), better='down', note='0.5 is chance')
+        if len(imp) >= 1/fpr:
+            add('TPR recal', gen >= (th := threshold_at_fpr(imp, fpr)), owner, better='down',
+                note=f'threshold {th:.4f} from {len(imp)} impostor pairs')
+        if len(imp):
+            t.add(subject, f'{n}: AUC', *auc_interval(gen, imp, owner, n_boot), len(gen), len(set(owner)),
+                  better='down', note='0.5 is chance')
         if len(imp) and len(set(owner)) > 1:
-            few = imp[::max(1, len(imp)//5000)]; b = bootstrap(lambda x: eer(x, few), gen, owner, min(n_boot, 200));  t.add(subject, f'{n}: EER', eer(gen, imp), min(b.lo, eer(gen, imp)), max(b.hi, eer(gen, imp)), len(gen), len(set(owner)), better='up', note='0.5 is chance')
-        if len(gallery) > 1: add('rank-1', rank1(np.stack([code(k) for k in gallery.values()]), pro, list(gallery), owner, 'euclidean' if getattr(e, 'kind', 'cosine') == 'euclidean' else 'cosine').astype(float), owner, better='down', note=f'{len(gallery)} people in the gallery')
+            few = imp[::max(1, len(imp)//5000)]
+            b = bootstrap(lambda x: eer(x, few), gen, owner, min(n_boot, 200))
+            t.add(subject, f'{n}: EER', eer(gen, imp), min(b.lo, eer(gen, imp)), max(b.hi, eer(gen, imp)), len(gen),
+                  len(set(owner)), better='up', note='0.5 is chance')
+        if len(gallery) > 1:
+            add('rank-1', rank1(np.stack([code(k) for k in gallery.values()]), pro, list(gallery), owner, 'euclidean'
+                                if getattr(e, 'kind', 'cosine') == 'euclidean' else 'cosine').astype(float), owner,
+                better='down', note=f'{len(gallery)} people in the gallery')
 
 def auc_interval(gen, imp, people, n_boot=1000, level=.95):
     "AUC of genuine scores against impostors, people resampled (the AUC is a mean over genuine pairs)"
@@ -335,26 +375,32 @@ def auc_interval(gen, imp, people, n_boot=1000, level=.95):
 def set_rows(t, subject, a, b, people, name='alex5', n_boot=50):
     "Fréchet and kernel distance between the originals' and the protected features"
     if len(a) < 4: return
-    g, people = np.random.default_rng(0), np.asarray(people); who, at = np.unique(people, return_inverse=True); kw = dict(better='down', note=quality.FEATURES[name])
+    g, people = np.random.default_rng(0), np.asarray(people)
+    who, at = np.unique(people, return_inverse=True)
+    kw = dict(better='down', note=quality.FEATURES[name])
     groups = [np.flatnonzero(at == i) for i in range(len(who))]
     def boot(stat):
         if len(who) < 4: return math.nan, math.nan
         v = [stat(i) for i in (np.concatenate([groups[j] for j in g.integers(0, len(who), len(who))]) for _ in range(n_boot))]
         return np.quantile(v, [.025, .975]), np.median(v)
-    for m, stat in (('Frechet', lambda i: quality.frechet_distance(a[i], b[i])), ('kernel distance', lambda i: quality.kernel_distance(a[i], b[i], blocks=5, rng=g)[0])):
+    for m, stat in (('Frechet', lambda i: quality.frechet_distance(a[i], b[i])),
+                    ('kernel distance', lambda i: quality.kernel_distance(a[i], b[i], blocks=5, rng=g)[0])):
         value = stat(np.arange(len(a))) if m == 'Frechet' else quality.kernel_distance(a, b, blocks=50)[0]
-        q, mid = boot(stat); shift = value - mid; lo, hi = (math.nan, math.nan) if np.isscalar(q) else (min(value, q[0]+shift), max(value, q[1]+shift))
+        q, mid = boot(stat); shift = value - mid
+        lo, hi = (math.nan, math.nan) if np.isscalar(q) else (min(value, q[0]+shift), max(value, q[1]+shift))
         t.add(subject, f'{m} ({name})', value, max(0, lo) if m == 'Frechet' else lo, hi, len(a), len(who), **kw)
 
 def summarise(originals, rows, arrays, subject, fpr=1e-3, n_boot=1000, meta=None)->Table:
     "The table of one run"
-    t = Table(title=f'{subject} on {originals.task.name}', meta=meta); good = [r for r in rows if 'det_yunet' in r]; who = [originals.task.people[r['key']] for r in good]
+    t = Table(title=f'{subject} on {originals.task.name}', meta=meta)
+    good = [r for r in rows if 'det_yunet' in r]; who = [originals.task.people[r['key']] for r in good]
     privacy_rows(t, subject, originals, rows, arrays, fpr, n_boot)
     for k,(title, unit, better, rate) in MEASURES.items():
         v = [r.get(k, math.nan) for r in good]
         if np.isfinite(v).any(): t.add_mean(subject, title, v, who, rate=rate, n_boot=n_boot, unit=unit, better=better)
     if 'alex5_a' in arrays: set_rows(t, subject, arrays['alex5_a'], arrays['alex5_b'], who)
-    t.meta |= dict(pictures=len(rows), measured=len(good), people=len(set(who)), no_face_in_original=sum('unseen' in r for r in rows), errors=sum('error' in r for r in rows))
+    t.meta |= dict(pictures=len(rows), measured=len(good), people=len(set(who)), no_face_in_original=sum('unseen' in r
+            for r in rows), errors=sum('error' in r for r in rows))
     bad = [r['error'] for r in rows if 'error' in r]
     if bad: t.meta['first_error'] = bad[0]
     return t
@@ -382,13 +428,17 @@ def evaluate_pairs(src, # folder of originals
     import tempfile
     task = folder_task(src, people)
     source = FromFolder(task, dst); names = _thin(source.names, limit); missing = len(task.protect) - len(source.names)
-    if not names: raise InputError('no picture in it has the name of an original', dst, f'Originals are named like {task.protect[0]}.')
+    if not names:
+        raise InputError('no picture in it has the name of an original', dst, f'Originals are named like {task.protect[0]}.')
     task.protect, task.pairs = names, [(a, b) for a,b in task.pairs if b in set(names)]
     with tempfile.TemporaryDirectory() as tmp:
-        w = Path(work or tmp); stamp = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in (source.found[n] for n in names)]
-        o = _originals(task, experts, w/'originals', progress, attributes); folder = work_folder(w, name or Path(dst).name, task, [stamp, list(o.experts), attributes])
+        w = Path(work or tmp)
+        stamp = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in (source.found[n] for n in names)]
+        o = _originals(task, experts, w/'originals', progress, attributes)
+        folder = work_folder(w, name or Path(dst).name, task, [stamp, list(o.experts), attributes])
         with _bar(len(names), 'measuring', progress) as bar: run_chunks(source, o, folder, names, tick=bar.update)
-        t = summarise(o, *load_chunks(folder), name or Path(dst).name, fpr, n_boot, dict(originals=str(src), protected=str(dst), without_protected_picture=missing))
+        t = summarise(o, *load_chunks(folder), name or Path(dst).name, fpr, n_boot, dict(originals=str(src),
+                protected=str(dst), without_protected_picture=missing))
     if out: save_tables(t, out)
     return t
 
@@ -400,7 +450,9 @@ def make_task(data, limit=None, people=None)->Task:
     if data == 'celebahq':
         root = dataset('celebahq'); sub = root/'CelebA-HQ-img'
         return folder_task(sub if sub.is_dir() else root, people, limit, name='celebahq')
-    if not Path(data).is_dir(): raise InputError('is neither a folder nor a known dataset', data, "Use 'lfw', 'lfw-first', 'celebahq' or a folder of pictures.")
+    if not Path(data).is_dir():
+        raise InputError('is neither a folder nor a known dataset', data,
+                         "Use 'lfw', 'lfw-first', 'celebahq' or a folder of pictures.")
     return folder_task(data, people, limit)
 
 def default_work(task, public)->tuple: # work folder, folder of the originals' records
@@ -420,14 +472,24 @@ def evaluate_method(method, data='lfw', # 'lfw', 'lfw-first', 'celebahq' or a fo
     import tempfile
     if preset not in PRESETS: raise ConfigError(f'unknown preset {preset!r}', 'preset', did_you_mean(preset, PRESETS))
     limit, n_boot, params = limit or PRESETS[preset]['limit'], n_boot or PRESETS[preset]['n_boot'], dict(params or {})
-    task, public = make_task(data, limit, people), data in ('lfw', 'lfw-first', 'celebahq'); subject = name or (method if isinstance(method, str) else type(method).__name__)
+    task, public = make_task(data, limit, people), data in ('lfw', 'lfw-first', 'celebahq')
+    subject = name or (method if isinstance(method, str) else type(method).__name__)
     with tempfile.TemporaryDirectory() as tmp:
-        base, records = default_work(task, public); w = Path(work) if work else base if public else Path(tmp); records = records or w/'originals'
-        o = _originals(task, experts, records, progress, attributes); folder = work_folder(w, subject, task, [method if isinstance(method, str) else [type(method).__qualname__, vars(method)], params, list(o.experts), attributes, device])
-        if jobs > 1: parallel_chunks(jobs, dict(task=task, method=method, params=params, device=device, experts=experts, records=records, folder=folder, keep=keep, attributes=attributes), len(task.protect), progress)
+        base, records = default_work(task, public)
+        w = Path(work) if work else base if public else Path(tmp); records = records or w/'originals'
+        o = _originals(task, experts, records, progress, attributes)
+        folder = work_folder(w, subject, task, [method if isinstance(method, str) else [type(method).__qualname__,
+                    vars(method)], params, list(o.experts), attributes, device])
+        if jobs > 1:
+            parallel_chunks(jobs, dict(task=task, method=method, params=params, device=device, experts=experts,
+                                       records=records, folder=folder, keep=keep, attributes=attributes),
+                            len(task.protect), progress)
         source = FromMethod(task, method, folder, keep, device=device, **params)
-        with _bar(len(task.protect), f'{subject}', progress) as bar: run_chunks(source, o, folder, task.protect, shard=shard, tick=bar.update)
-        t = summarise(o, *load_chunks(folder), subject, fpr, n_boot, dict(method=str(method), parameters=json.dumps(params, default=str), data=task.name, fpr=fpr, preset=preset, **asdict_plain(source.d)))
+        with _bar(len(task.protect), f'{subject}', progress) as bar:
+            run_chunks(source, o, folder, task.protect, shard=shard, tick=bar.update)
+        t = summarise(o, *load_chunks(folder), subject, fpr, n_boot, dict(method=str(method),
+                parameters=json.dumps(params, default=str), data=task.name, fpr=fpr, preset=preset,
+                **asdict_plain(source.d)))
     if out: save_tables(t, out)
     return t
 
@@ -447,7 +509,9 @@ def _worker(args, shard, threads):
 def parallel_chunks(jobs, args, n, progress):
     "Run the workers and show how many chunks are on disk"
     import multiprocessing as mp
-    if not isinstance(args['method'], str) or any(not isinstance(e, str) for e in args['experts']): return  # objects stay in this process
+    # objects stay in this process
+    if not isinstance(args['method'], str) or any(not isinstance(e, str) for e in args['experts']):
+        return
     ctx = mp.get_context('spawn'); threads = max(1, (os.cpu_count() or 1)//jobs)
     procs = [ctx.Process(target=_worker, args=(args, (i, jobs), threads), daemon=True) for i in range(jobs)]
     for p in procs: p.start()
@@ -471,18 +535,28 @@ def merge(tables, title='Results')->Table:
 def parser():
     import argparse
     p = argparse.ArgumentParser('deidnb evaluate', description='Measure privacy, utility and quality of protected pictures.')
-    p.add_argument('data', nargs='+', help='SRC DST: folders of originals and of protected pictures; with -m: lfw, lfw-first (the other picture of each pair), celebahq or a folder')
+    p.add_argument('data', nargs='+',
+                   help='SRC DST: folders of originals and of protected pictures; with -m: lfw, lfw-first (the other picture of each pair), celebahq or a folder')
     p.add_argument('-m', '--method', help='protect with this method first (several: comma-separated; all)')
     p.add_argument('-o', '--out', metavar='FOLDER', help='write results.csv, .json, .md and .html there')
-    p.add_argument('--people', metavar='CSV', help='who is on which picture: file,person'); p.add_argument('--experts', default=','.join(EXPERTS), help='recognisers (default: %(default)s)')
-    p.add_argument('--limit', type=int, metavar='N', help='at most N pictures or pairs'); p.add_argument('--preset', choices=list(PRESETS), default='quick', help='quick: 60 pictures or pairs; full: all')
-    p.add_argument('--work', metavar='FOLDER', help='intermediate results; an interrupted run continues from there'); p.add_argument('--jobs', type=int, default=1, metavar='N')
-    p.add_argument('--shard', default='0/1', metavar='I/N', help='take every N-th chunk, starting at I'); p.add_argument('--set', action='append', default=[], metavar='K=V', help='a parameter of the method')
-    p.add_argument('--strength', help='light, medium or strong'); p.add_argument('--method-preset', help='a preset of the method'); p.add_argument('--device', default='auto')
-    p.add_argument('--seed', type=int); p.add_argument('--simulate', action='store_true', help='allow a fixed seed (experiments only)')
-    p.add_argument('--json', action='store_true', help='print JSON'); p.add_argument('--quiet', action='store_true', help='no progress bar')
+    p.add_argument('--people', metavar='CSV', help='who is on which picture: file,person')
+    p.add_argument('--experts', default=','.join(EXPERTS), help='recognisers (default: %(default)s)')
+    p.add_argument('--limit', type=int, metavar='N', help='at most N pictures or pairs')
+    p.add_argument('--preset', choices=list(PRESETS), default='quick', help='quick: 60 pictures or pairs; full: all')
+    p.add_argument('--work', metavar='FOLDER', help='intermediate results; an interrupted run continues from there')
+    p.add_argument('--jobs', type=int, default=1, metavar='N')
+    p.add_argument('--shard', default='0/1', metavar='I/N', help='take every N-th chunk, starting at I')
+    p.add_argument('--set', action='append', default=[], metavar='K=V', help='a parameter of the method')
+    p.add_argument('--strength', help='light, medium or strong')
+    p.add_argument('--method-preset', help='a preset of the method')
+    p.add_argument('--device', default='auto')
+    p.add_argument('--seed', type=int)
+    p.add_argument('--simulate', action='store_true', help='allow a fixed seed (experiments only)')
+    p.add_argument('--json', action='store_true', help='print JSON')
+    p.add_argument('--quiet', action='store_true', help='no progress bar')
     return p
 
+# %% ../../nbs/measure/04_evaluate.ipynb #034db468
 def _params(a)->dict:
     import yaml
     out = {k: v for k,v in dict(strength=a.strength, preset=a.method_preset, seed=a.seed).items() if v is not None}
@@ -495,9 +569,12 @@ def _params(a)->dict:
 
 def main(argv=None)->int:
     "`deidnb evaluate`"
-    a = parser().parse_args(argv); experts = tuple(x for x in a.experts.split(',') if x); kw = dict(limit=a.limit, people=a.people, work=a.work, experts=experts, progress=not a.quiet)
+    a = parser().parse_args(argv); experts = tuple(x for x in a.experts.split(',') if x)
+    kw = dict(limit=a.limit, people=a.people, work=a.work, experts=experts, progress=not a.quiet)
     if not a.method:
-        if len(a.data) != 2: raise ConfigError('needs two folders: originals and protected pictures', 'deidnb evaluate', 'Or name a method with -m.')
+        if len(a.data) != 2:
+            raise ConfigError('needs two folders: originals and protected pictures', 'deidnb evaluate',
+                              'Or name a method with -m.')
         for x in a.data:
             if not Path(x).is_dir(): raise InputError('is no folder', x, 'Give a folder of pictures.')
         tables = [evaluate_pairs(*a.data, n_boot=PRESETS[a.preset]['n_boot'] if a.limit is None else 1000, **kw)]
@@ -507,10 +584,12 @@ def main(argv=None)->int:
         names = list(METHODS) if a.method == 'all' else a.method.split(',')
         for n in names: get_method(n)
         try: i, n = map(int, a.shard.split('/')); assert 0 <= i < n
-        except (ValueError, AssertionError): raise ConfigError(f'{a.shard!r} is not I/N', '--shard', 'For example --shard 0/4.') from None
+        except (ValueError, AssertionError):
+            raise ConfigError(f'{a.shard!r} is not I/N', '--shard', 'For example --shard 0/4.') from None
         tables = []
         for m in names:
-            tables.append(evaluate_method(m, a.data[0], preset=a.preset, jobs=a.jobs, shard=(i, n), device=a.device, params=_params(a), **kw))
+            tables.append(evaluate_method(m, a.data[0], preset=a.preset, jobs=a.jobs, shard=(i, n), device=a.device,
+                                          params=_params(a), **kw))
             if a.out: save_tables(merge(tables, tables[-1].title.split(' on ')[-1]), a.out)   # what is there so far
     t = tables[0] if len(tables) == 1 else merge(tables, tables[0].title.split(' on ')[-1])
     if a.out: save_tables(t, a.out)

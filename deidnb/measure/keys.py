@@ -36,15 +36,22 @@ def recovery(right, wrong, z)->np.ndarray: # (n,) cosines
 def level_table(z, make, pairs=4, # make(key, theta) -> transform; pairs: pairs of right and wrong key
                 levels=range(10), threshold=None)->Table:
     "Protection and recovery at each level of book ch. 6"
-    z = unit_codes(z); tau = stored_threshold('sface') if threshold is None else threshold; t = Table(title='Keyed rotation by level', meta=dict(threshold=tau, people=len(z), key_pairs=pairs))
+    z = unit_codes(z); tau = stored_threshold('sface') if threshold is None else threshold
+    t = Table(title='Keyed rotation by level', meta=dict(threshold=tau, people=len(z), key_pairs=pairs))
     for d in levels:
         theta, got = level_angle(d), {k: [] for k in ('protected', 'flipped', 'exact', 'unit', 'wrong')}
         for i in range(pairs):
             f, g = make(Key.draw(2*i), theta), make(Key.draw(2*i+1), theta); x = f(z)
-            for k,y in dict(protected=unit_rows(x), flipped=unit_rows(f.flip(x)), exact=f.recovered(x), unit=f.recovered(unit_rows(x)), wrong=g.recovered(x)).items(): got[k].append(dot(z, y)[:, 0])
-        p, q, exact, unit, wrong = (np.concatenate(v) for v in got.values()); best = np.maximum(p, q); who, s = np.tile(np.arange(len(z)), pairs), f'd={d} ({theta:g}°)'; mean = lambda m, v, **kw: t.add_mean(s, m, v, who, n_boot=200, **kw)
-        mean('protected', p); t.add(s, 'either sign', best.mean()); t.add(s, 'right key, exact, lowest', exact.min()); mean('right key, unit code', unit)
-        mean('wrong key', wrong); t.add(s, 'wrong key 99.9 %', np.quantile(wrong, .999)); mean('wrong key accepted', wrong >= tau, rate=True)
+            for k,y in dict(protected=unit_rows(x), flipped=unit_rows(f.flip(x)), exact=f.recovered(x),
+                            unit=f.recovered(unit_rows(x)), wrong=g.recovered(x)).items():
+                got[k].append(dot(z, y)[:, 0])
+        p, q, exact, unit, wrong = (np.concatenate(v) for v in got.values()); best = np.maximum(p, q)
+        who, s = np.tile(np.arange(len(z)), pairs), f'd={d} ({theta:g}°)'
+        mean = lambda m, v, **kw: t.add_mean(s, m, v, who, n_boot=200, **kw)
+        mean('protected', p); t.add(s, 'either sign', best.mean())
+        t.add(s, 'right key, exact, lowest', exact.min()); mean('right key, unit code', unit)
+        mean('wrong key', wrong); t.add(s, 'wrong key 99.9 %', np.quantile(wrong, .999))
+        mean('wrong key accepted', wrong >= tau, rate=True)
         mean('accepted, either sign', best >= tau, rate=True)
     return t
 
@@ -52,7 +59,9 @@ def level_table(z, make, pairs=4, # make(key, theta) -> transform; pairs: pairs 
 def noisy(z, kappa, rng=0)->np.ndarray:
     "Codes at cosine kappa to z, in random directions (a seed or a numpy generator: for experiments)"
     if not -1 <= kappa <= 1: raise ConfigError(f'must be a cosine, got {kappa}', 'kappa')
-    z = unit_codes(z, unit=False); z = unit_rows(z); n = np.random.default_rng([rng, 1] if isinstance(rng, (int, np.integer)) else rng).normal(size=z.shape) # not the stream that the same seed gives elsewhere
+    # not the stream that the same seed gives elsewhere
+    z = unit_codes(z, unit=False); z = unit_rows(z)
+    n = np.random.default_rng([rng, 1] if isinstance(rng, (int, np.integer)) else rng).normal(size=z.shape)
     return kappa*z + np.sqrt(1-kappa**2)*unit_rows(n - dot(n, z)*z)
 
 def noise_curve(z, make, theta, kappas=(1, .99, .95, .9, .8, .7, .6, .5), keys=4)->np.ndarray: # (len(kappas),) mean recovered cosines
@@ -68,12 +77,18 @@ def likeness_to_library(x, library)->tuple: # (cosine to the nearest, cosine to 
 
 def plausibility_table(z, library, make, theta=80)->Table: # people who are not in the library; name -> f(key, theta)
     "Whether protected codes, and what a wrong key makes of them, look like codes of people"
-    z, r = unit_codes(z), np.random.default_rng(0); sets = {'people held out': z, 'random directions': unit_rows(r.normal(size=z.shape))}
-    for name, f in make.items(): x = f(Key.draw(1), theta)(z); sets |= {f'{name}, protected': unit_rows(x), f'{name}, wrong key': f(Key.draw(2), theta).recovered(x)}
-    low = np.quantile(likeness_to_library(z, library)[0], .05); t, who = Table(title='Another valid identity', meta=dict(theta=theta, people=len(z), library=len(library))), np.arange(len(z))
+    z, r = unit_codes(z), np.random.default_rng(0)
+    sets = {'people held out': z, 'random directions': unit_rows(r.normal(size=z.shape))}
+    for name, f in make.items():
+        x = f(Key.draw(1), theta)(z)
+        sets |= {f'{name}, protected': unit_rows(x), f'{name}, wrong key': f(Key.draw(2), theta).recovered(x)}
+    low = np.quantile(likeness_to_library(z, library)[0], .05)
+    t, who = Table(title='Another valid identity', meta=dict(theta=theta, people=len(z), library=len(library))), np.arange(len(z))
     for s, x in sets.items():
-        near, shared = likeness_to_library(x, library); t.add_mean(s, 'cosine to the nearest', near, who, n_boot=200).add_mean(s, 'shared direction', shared, who, n_boot=200)
-        t.add_mean(s, 'passes for a person', near >= low, who, rate=True, n_boot=200, note=f'as near to somebody as 95 % of people held out are: {low:.2f}')
+        near, shared = likeness_to_library(x, library)
+        t.add_mean(s, 'cosine to the nearest', near, who, n_boot=200).add_mean(s, 'shared direction', shared, who, n_boot=200)
+        t.add_mean(s, 'passes for a person', near >= low, who, rate=True, n_boot=200,
+                   note=f'as near to somebody as 95 % of people held out are: {low:.2f}')
     return t
 
 # %% ../../nbs/measure/05_keys.ipynb #aa511bde
@@ -87,7 +102,8 @@ class KeysApart:
     def effective(self): return 1/self.rate if self.rate else np.inf
     @property
     def birthday(self): return np.sqrt(2*np.log(2)*self.effective)
-    def __str__(self): return f'{self.collisions} of {self.pairs} pairs collide: {self.rate:.2e} [{self.lo:.1e}, {self.hi:.1e}]; {self.packed:.0f} of {self.keys} keys apart, {self.effective:.0f} effective, even odds of a clash at {self.birthday:.0f} users'
+    def __str__(self):
+        return f'{self.collisions} of {self.pairs} pairs collide: {self.rate:.2e} [{self.lo:.1e}, {self.hi:.1e}]; {self.packed:.0f} of {self.keys} keys apart, {self.effective:.0f} effective, even odds of a clash at {self.birthday:.0f} users'
 
 def pack(same)->int: # (n, n) bool
     "Size of a greedy set without two that are the same"
@@ -100,7 +116,8 @@ def keys_apart(z, make, theta, keys=500, threshold=None)->KeysApart:
     "Pseudonyms of a few people under many keys, compared pairwise at a threshold"
     z = unit_codes(z); tau = stored_threshold('sface') if threshold is None else threshold
     P = np.stack([unit_rows(make(Key.draw(10_000+i), theta)(z)) for i in range(keys)], 1) # (people, keys, d)
-    same = P @ P.transpose(0, 2, 1) >= tau; packed = np.mean([pack(s) for s in same]); same[:, np.arange(keys), np.arange(keys)] = False
+    same = P @ P.transpose(0, 2, 1) >= tau; packed = np.mean([pack(s) for s in same])
+    same[:, np.arange(keys), np.arange(keys)] = False
     h = same.sum((0, 2))/(len(z)*(keys-1)); rate = float(h.mean()); w = 1.96*2*h.std(ddof=1)/np.sqrt(keys)
     hi = rate + w if rate else 1 - .025**(1/(keys//2)) # no collision: the exact bound over disjoint pairs of keys
     return KeysApart(keys, len(z)*keys*(keys-1)//2, int(same.sum())//2, rate, max(0., rate-w), min(1., hi), float(packed))
@@ -128,15 +145,20 @@ def near_reference(z, library, theta, k=10, draws=20, centred=True)->np.ndarray:
     z, lib, out = unit_codes(z), unit_codes(library, name='library'), np.zeros(k+1); m0 = k*lib.mean(0) if centred else 0
     for i in range(draws):
         pick = np.array(Key.draw(i).stream('near').choice(len(lib), 2*k)); r = unit_rows(lib[pick[:k]].sum(0) - m0)
-        for m in range(k+1): out[m] += dot(z, unit_rows(rotate_back(rotate(z, r, theta), unit_rows(lib[pick[k-m:2*k-m]].sum(0) - m0), theta))).mean()/draws
+        for m in range(k+1):
+            out[m] += dot(z, unit_rows(rotate_back(rotate(z, r, theta), unit_rows(lib[pick[k-m:2*k-m]].sum(0) - m0),
+                                                   theta))).mean()/draws
     return out
 
 # %% ../../nbs/measure/05_keys.ipynb #3548c954
-SPACES = {'PIN, 4 digits': 1e4, 'PIN, 6 digits (book)': 1e6, 'PIN, 8 digits': 1e8, '8 letters and digits': 62**8, '4 words of 7,776': 7776**4, '6 words of 7,776': 7776**6} # drawn at random, not chosen
+# drawn at random, not chosen
+SPACES = {'PIN, 4 digits': 1e4, 'PIN, 6 digits (book)': 1e6, 'PIN, 8 digits': 1e8, '8 letters and digits': 62**8,
+          '4 words of 7,776': 7776**4, '6 words of 7,776': 7776**6}
 
 def scrypt_seconds(version=2, repeats=3)->float:
     "Measured time of one guess on one core of this computer, other work not counted"
-    def once(): t = time.thread_time(); stretch('measured', bytes(16), version); return time.thread_time()-t # the core's time, not the wall's
+    def once(): # the core's time, not the wall's
+        t = time.thread_time(); stretch('measured', bytes(16), version); return time.thread_time()-t
     return min(once() for _ in range(repeats))
 
 def brute_force(seconds, # of one guess
@@ -146,13 +168,15 @@ def brute_force(seconds, # of one guess
     if not (np.isfinite(seconds) and seconds > 0): raise ConfigError(f'must be positive, got {seconds}', 'seconds')
     t = Table(title='Trying every password', meta=dict(seconds_per_guess=seconds, euros_per_core_hour=euros))
     for name, n in (spaces or SPACES).items():
-        h = float(n)*seconds/3600; t.add(name, 'guesses', n); t.add(name, 'core hours', h); t.add(name, 'core years', h/8766); t.add(name, 'euros', h*euros)
+        h = float(n)*seconds/3600; t.add(name, 'guesses', n); t.add(name, 'core hours', h)
+        t.add(name, 'core years', h/8766); t.add(name, 'euros', h*euros)
     return t
 
 # %% ../../nbs/measure/05_keys.ipynb #1ea63329
 def reference_from_one_pair(z, z_new)->np.ndarray: # (2, d): both candidates
     "The reference of a printed rotation from one code before and after, of the printed length"
-    z, x = unit_codes(z)[0], unit_codes(z_new, name='z_new', unit=False)[0]; c = z @ x; z90 = (x - c*z)/np.sqrt(1-c*c); A = np.sqrt(max(0., 1 - z90 @ z90))
+    z, x = unit_codes(z)[0], unit_codes(z_new, name='z_new', unit=False)[0]
+    c = z @ x; z90 = (x - c*z)/np.sqrt(1-c*c); A = np.sqrt(max(0., 1 - z90 @ z90))
     return np.stack([z90 + A*z, z90 - A*z])
 
 def reference_from_pairs(z, z_new)->np.ndarray: # (d,), up to sign
@@ -168,17 +192,21 @@ def procrustes(before, after, tol=1e-6)->np.ndarray: # (d, d), after = R before
 # %% ../../nbs/measure/05_keys.ipynb #6abc5893
 def undo(z, z_new, unseen)->dict: # attack -> (candidates, n, d) guesses
     "What known pairs say about unseen protected codes"
-    z, x, y = unit_codes(z), unit_rows(unit_codes(z_new, name='z_new', unit=False)), unit_rows(unit_codes(unseen, name='unseen', unit=False))
+    z, x, y = unit_codes(z), unit_rows(unit_codes(z_new, name='z_new', unit=False)), unit_rows(unit_codes(unseen,
+            name='unseen', unit=False))
     c = float(np.median(dot(z, x))); s = np.sqrt(1-c*c); r = reference_from_pairs(z, x); e = unit_rows(r - dot(y, r[None])*y)
     guess = lambda R: unit_rows(y @ R + 1e-12*y)[None]
-    return {'planes meet': np.stack([c*y + s*e, c*y - s*e]), 'Procrustes': guess(procrustes(z, x)), 'Procrustes, doubled': guess(procrustes(np.r_[z, x], np.r_[x, unit_rows(2*c*x - z)]))}
+    return {'planes meet': np.stack([c*y + s*e, c*y - s*e]), 'Procrustes': guess(procrustes(z, x)),
+            'Procrustes, doubled': guess(procrustes(np.r_[z, x], np.r_[x, unit_rows(2*c*x - z)]))}
 
 def known_pairs(z, make, theta, ks=(1, 2, 4, 8, 16, 32, 64, 96, 128, 160), kappa=1., keys=3)->dict: # attack -> (len(ks),) mean cosine, best candidate
     "Cosine to the original of unseen codes recovered from k known pairs without the key; kappa: how well the attacker knows the protected codes"
     z = unit_codes(z); out, n = {}, max(ks)
     if len(z) <= n: raise ConfigError(f'{len(z)} codes are too few to learn from {n} and test on the rest', 'z')
     for i in range(keys):
-        x = make(Key.draw(500+i), theta)(z); p = np.random.default_rng(i).permutation(len(z)); z_, x_ = z[p], noisy(x[p], kappa, i)
+        x = make(Key.draw(500+i), theta)(z); p = np.random.default_rng(i).permutation(len(z))
+        z_, x_ = z[p], noisy(x[p], kappa, i)
         for j,k in enumerate(ks):
-            for name, g in undo(z_[:k], x_[:k], x_[n:]).items(): out.setdefault(name, np.zeros(len(ks)))[j] += np.max((g*z_[n:]).sum(-1), 0).mean()/keys
+            for name, g in undo(z_[:k], x_[:k], x_[n:]).items():
+                out.setdefault(name, np.zeros(len(ks)))[j] += np.max((g*z_[n:]).sum(-1), 0).mean()/keys
     return out

@@ -15,7 +15,8 @@ from ..core import AssetError, ConfigError, InputError, did_you_mean
 # %% ../../nbs/measure/02_quality.ipynb #d99582ac
 def _pair(a, b, where='quality'):
     a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape: raise InputError(f'pictures of different sizes {a.shape} and {b.shape}', where, 'Compare pictures of the same size.')
+    if a.shape != b.shape:
+        raise InputError(f'pictures of different sizes {a.shape} and {b.shape}', where, 'Compare pictures of the same size.')
     if not a.size: raise InputError('empty picture', where)
     return a.astype(np.float64), b.astype(np.float64)
 
@@ -47,7 +48,8 @@ def ssim(a, b,
     if grey and a.ndim == 3: a, b = (x @ [.299, .587, .114] for x in (a, b))
     small = min(a.shape[:2])
     if small < (11 if wang else 3): return math.nan
-    kw = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False) if wang else dict(win_size=min(7, small - 1 + small % 2))
+    kw = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False) if wang else dict(win_size=min(7,
+            small - 1 + small % 2))
     return float(structural_similarity(a, b, data_range=data_range, channel_axis=2 if a.ndim == 3 else None, **kw))
 
 # %% ../../nbs/measure/02_quality.ipynb #35c8780e
@@ -74,9 +76,12 @@ def lpips_net(net='alex', # 'alex' or 'vgg'
         m = lp.LPIPS(net=net, pnet_rand=True, verbose=False)
     weights = _arrays(unpickle_arrays(asset('lpips_backbones', files[net])))
     convs = [c for c in m.net.modules() if isinstance(c, torch.nn.Conv2d)]
-    if len(convs) != len(weights): raise AssetError(f'{len(weights)} convolutions where {len(convs)} are needed', files[net], 'Run: deidnb assets verify')
+    if len(convs) != len(weights):
+        raise AssetError(f'{len(weights)} convolutions where {len(convs)} are needed', files[net], 'Run: deidnb assets verify')
     with torch.no_grad():
-        for c, (k, b) in zip(convs, weights): c.weight.copy_(torch.from_numpy(k.transpose(3, 2, 0, 1).copy())); c.bias.copy_(torch.from_numpy(b.copy()))
+        for c, (k, b) in zip(convs, weights):
+            c.weight.copy_(torch.from_numpy(k.transpose(3, 2, 0, 1).copy()))
+            c.bias.copy_(torch.from_numpy(b.copy()))
     return m.eval().requires_grad_(False).to(device)
 
 # %% ../../nbs/measure/02_quality.ipynb #8174c517
@@ -84,7 +89,8 @@ def to_tensor(pictures, device='cpu'):
     "List of uint8 HxWx3 RGB (all of one size) -> float32 (n, 3, h, w) in [-1, 1]"
     import torch
     x = np.stack([np.asarray(p) for p in pictures])
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3: raise InputError(f'needs uint8 RGB pictures, got {x.dtype} {x.shape}', 'quality')
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3:
+        raise InputError(f'needs uint8 RGB pictures, got {x.dtype} {x.shape}', 'quality')
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(device).float()/127.5 - 1
 
 def lpips_and_features(a, b, # lists of uint8 RGB pictures of one size
@@ -114,13 +120,15 @@ def frechet_gaussians(mu1, S1, mu2, S2)->float:
     mu1, mu2, S1, S2 = (np.asarray(x, np.float64) for x in (mu1, mu2, S1, S2))
     w, V = np.linalg.eigh((S1+S1.T)/2); R = (V*np.sqrt(np.clip(w, 0, None))) @ V.T
     M = R @ S2 @ R
-    return float(((mu1-mu2)**2).sum() + np.trace(S1) + np.trace(S2) - 2*np.sqrt(np.clip(np.linalg.eigvalsh((M+M.T)/2), 0, None)).sum())
+    return float(((mu1-mu2)**2).sum() + np.trace(S1) + np.trace(S2) - 2*np.sqrt(np.clip(np.linalg.eigvalsh((M+M.T)/2),
+                0, None)).sum())
 
 def frechet_distance(a, b, # (n, d), (m, d) features of two sets
     )->float:
     "Squared Fréchet distance between two sets of features"
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2: raise InputError(f'needs two sets of at least 2 vectors of one length, got {a.shape} and {b.shape}', 'frechet_distance')
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise InputError(f'needs two sets of at least 2 vectors of one length, got {a.shape} and {b.shape}', 'frechet_distance')
     ma, mb = a.mean(0), b.mean(0); A, B = (a-ma)/math.sqrt(len(a)-1), (b-mb)/math.sqrt(len(b)-1)
     if a.shape[1] <= min(len(a), len(b)): return max(0., frechet_gaussians(ma, A.T @ A, mb, B.T @ B))
     return max(0., float(((ma-mb)**2).sum() + (A**2).sum() + (B**2).sum() - 2*np.linalg.svd(A @ B.T, compute_uv=False).sum()))
@@ -157,7 +165,9 @@ def features(name, pictures, # uint8 RGB pictures of one size
     if name in ('alex5', 'vgg5'):
         import torch
         m = lpips_net(name[:-1], device)
-        with torch.inference_mode(): return np.concatenate([m.net(m.scaling_layer(to_tensor(pictures[i:i+batch], device)))[-1].mean((2, 3)).cpu().numpy() for i in range(0, len(pictures), batch)])
+        with torch.inference_mode():
+            return np.concatenate([m.net(m.scaling_layer(to_tensor(pictures[i:i+batch], device)))[-1].mean((2,
+                            3)).cpu().numpy() for i in range(0, len(pictures), batch)])
     if name == 'faceres':
         from deidnb.identity.experts import load_expert
         return load_expert('faceres').encode(pictures, faces, batch=batch)
@@ -175,20 +185,24 @@ class Inception:
         if path is None or not path.is_file():
             raise AssetError('the Inception-v3 weights for the real FID are not here', path or 'inception',
                 'They cannot be shipped: get the FID Inception-v3 (pt_inception-2015-12-05 exported to TorchScript or ONNX) and pass its path; or use the features alex5, vgg5 or faceres.')
-        if resize not in ('clean', 'legacy'): raise ConfigError(f'unknown resize {resize!r}', 'Inception', "Use 'clean' or 'legacy'.")
+        if resize not in ('clean', 'legacy'):
+            raise ConfigError(f'unknown resize {resize!r}', 'Inception', "Use 'clean' or 'legacy'.")
         self.resize, self.low, self.high, self.device = resize, low, high, device
         self.run = self._onnx(path) if path.suffix == '.onnx' else self._script(path, device)
     @staticmethod
     def _onnx(path):
         import onnxruntime as ort
         try: s = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        except Exception as e: raise AssetError(f'cannot be loaded as ONNX ({str(e)[:80]})', path, 'Export the network again.') from e
+        except Exception as e:
+            raise AssetError(f'cannot be loaded as ONNX ({str(e)[:80]})', path, 'Export the network again.') from e
         return lambda x: s.run(None, {s.get_inputs()[0].name: x})[0]
     @staticmethod
     def _script(path, device):
         import torch
         try: m = torch.jit.load(str(path), map_location=device).eval()
-        except RuntimeError as e: raise AssetError('cannot be loaded as TorchScript', path, 'Save it with torch.jit.save, or give an ONNX file; pickled modules are refused.') from e
+        except RuntimeError as e:
+            raise AssetError('cannot be loaded as TorchScript', path,
+                             'Save it with torch.jit.save, or give an ONNX file; pickled modules are refused.') from e
         def run(x):
             with torch.inference_mode(): y = m(torch.from_numpy(x).to(device))
             return (y[0] if isinstance(y, (tuple, list)) else y).float().cpu().numpy()
@@ -198,10 +212,14 @@ class Inception:
         if self.resize == 'legacy':
             import cv2
             x = cv2.resize(np.asarray(p, np.float32), (299, 299), interpolation=cv2.INTER_LINEAR)
-        else: x = np.stack([np.asarray(Image.fromarray(np.asarray(p, np.float32)[..., c], 'F').resize((299, 299), Image.BICUBIC)) for c in range(3)], -1).clip(0, 255)
+        else:
+            x = np.stack([np.asarray(Image.fromarray(np.asarray(p, np.float32)[..., c], 'F').resize((299, 299),
+                            Image.BICUBIC)) for c in range(3)], -1).clip(0, 255)
         return (x/255*(self.high-self.low) + self.low).transpose(2, 0, 1)
     def __call__(self, pictures, batch=16)->np.ndarray:
-        return np.concatenate([self.run(np.ascontiguousarray(np.stack([self.prepare(p) for p in pictures[i:i+batch]]), np.float32)).reshape(len(pictures[i:i+batch]), -1) for i in range(0, len(pictures), batch)])
+        return np.concatenate([self.run(np.ascontiguousarray(np.stack([self.prepare(p) for p in pictures[i:i+batch]]),
+                                                             np.float32)).reshape(len(pictures[i:i+batch]), -1)
+                               for i in range(0, len(pictures), batch)])
 
 # %% ../../nbs/measure/02_quality.ipynb #88258db6
 def pair_quality(a, b, # original and protected picture, uint8 RGB

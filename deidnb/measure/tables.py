@@ -78,7 +78,8 @@ class Table:
     def __init__(self, rows=(), title='Results', meta=None):
         self.rows, self.title, self.meta = list(rows), title, dict(meta or {})
     def add(self, subject, measure, value, lo=math.nan, hi=math.nan, n=0, people=0, **kw):
-        self.rows.append(Row(str(subject), str(measure), float(value), float(lo), float(hi), int(n), int(people), **kw)); return self
+        self.rows.append(Row(str(subject), str(measure), float(value), float(lo), float(hi), int(n), int(people), **kw))
+        return self
     def add_mean(self, subject, measure, values, groups=None, rate=False, n_boot=1000, **kw):
         "A mean (or, with `rate=True`, a share) with its interval by person"
         return self.add(subject, measure, *(rate_interval if rate else mean_interval)(values, groups, n_boot), **kw)
@@ -125,12 +126,14 @@ def to_csv(self:Table)->str:
 def to_json(self:Table)->str:
     "`{title, meta, rows}`"
     clean = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
-    return json.dumps(dict(title=self.title, meta=self.meta, rows=[{k: clean(v) for k,v in asdict(r).items()} for r in self.rows]), indent=1, default=str, ensure_ascii=False)
+    return json.dumps(dict(title=self.title, meta=self.meta, rows=[{k: clean(v) for k,v in asdict(r).items()}
+                for r in self.rows]), indent=1, default=str, ensure_ascii=False)
 
 def from_json(text:str)->Table:
     "Inverse of `Table.to_json`"
     try: d = json.loads(text); rows = [Row(**{k: math.nan if v is None else v for k,v in r.items()}) for r in d['rows']]
-    except (ValueError, KeyError, TypeError) as e: raise InputError(f'not a results table ({e})', 'JSON', 'Write it with Table.to_json.') from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f'not a results table ({e})', 'JSON', 'Write it with Table.to_json.') from e
     return Table(rows, d.get('title', ''), d.get('meta'))
 Table.to_csv, Table.to_json, Table.from_json = to_csv, to_json, staticmethod(from_json)
 
@@ -146,7 +149,8 @@ def html_table(t:Table, transpose=True, measures=None, subjects=None)->str:
     head, body = _grid(t, measures, subjects)
     lines = [list(c) for c in zip(head, *body)] if transpose else [head] + body
     tr = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
-    return f'<table><caption>{html.escape(t.title)}</caption><thead>{tr(lines[0], "th")}</thead><tbody>' + '\n'.join(tr(l, 'td') for l in lines[1:]) + '</tbody></table>'
+    return f'<table><caption>{html.escape(t.title)}</caption><thead>{tr(lines[0], "th")}</thead><tbody>' + '\n'.join(tr(l,
+            'td') for l in lines[1:]) + '</tbody></table>'
 
 def html_report(tables, # Table or list of them
                 title='Report', intro='', # a paragraph of plain text
@@ -155,10 +159,14 @@ def html_report(tables, # Table or list of them
     "A whole self-contained page"
     import base64, cv2
     tables = [tables] if isinstance(tables, Table) else list(tables)
-    def pic(cap, a): return f'<figure><img alt="{html.escape(str(cap))}" src="data:image/jpeg;base64,{base64.b64encode(cv2.imencode(".jpg", a[..., ::-1])[1]).decode()}"><figcaption>{html.escape(str(cap))}</figcaption></figure>'
-    def facts(m): return '<dl>' + ''.join(f'<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>' for k,v in m.items()) + '</dl>' if m else ''
+    def pic(cap, a):
+        return f'<figure><img alt="{html.escape(str(cap))}" src="data:image/jpeg;base64,{base64.b64encode(cv2.imencode(".jpg", a[..., ::-1])[1]).decode()}"><figcaption>{html.escape(str(cap))}</figcaption></figure>'
+    def facts(m):
+        return '<dl>' + ''.join(f'<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>'
+                                for k,v in m.items()) + '</dl>' if m else ''
     body = ''.join(html_table(t, transpose) + facts(t.meta) for t in tables) + ''.join(pic(*i) for i in images)
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>' + (f'<p>{html.escape(intro)}</p>' if intro else '') + body + '</body></html>\n'
+    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>' + (f'<p>{html.escape(intro)}</p>'
+        if intro else '') + body + '</body></html>\n'
 
 # %% ../../nbs/measure/03_tables.ipynb #c0fbf816
 def save_tables(tables, # Table or list of them

@@ -23,7 +23,8 @@ class Audit:
     leaked: dict = field(default_factory=dict)  # recogniser -> frames that show somebody it accepts
     worst: dict = field(default_factory=dict)   # recogniser -> highest score
     thresholds: dict = field(default_factory=dict)
-    missed: list = field(default_factory=list)  # frames where the source has a face and the result shows none, between frames where it does
+    # frames where the source has a face and the result shows none, between frames where it does
+    missed: list = field(default_factory=list)
     scores: dict = field(default_factory=dict)  # recogniser -> [(frame, highest score)]
     @property
     def frames_leaked(self): return sorted(set(itertools.chain(*self.leaked.values())))
@@ -31,7 +32,10 @@ class Audit:
     def ok(self): return not self.frames_leaked
     def table(self)->Table:
         t = Table(title='Leak audit', meta=dict(frames=self.frames, faces=self.faces))
-        for n, v in self.leaked.items(): t.add(n, 'leaked frames', len(v), n=self.frames, better='down'); t.add(n, 'share', len(v)/max(self.frames, 1), n=self.frames, better='down'); t.add(n, 'highest score', self.worst.get(n, math.nan)); t.add(n, 'threshold', self.thresholds[n])
+        for n, v in self.leaked.items():
+            t.add(n, 'leaked frames', len(v), n=self.frames, better='down')
+            t.add(n, 'share', len(v)/max(self.frames, 1), n=self.frames, better='down')
+            t.add(n, 'highest score', self.worst.get(n, math.nan)); t.add(n, 'threshold', self.thresholds[n])
         return t
 
 # %% ../../nbs/measure/06_temporal.ipynb #7f6fb50d
@@ -40,16 +44,22 @@ class Auditor:
     def __init__(self, experts=('sface', 'faceres', 'dlib'), detectors=('mtcnn',), fpr=1e-3, finder=None): # detectors: beside the finder's own
         from deidnb.gate import shared_finder
         from deidnb.identity.experts import load_expert
-        self.experts = {e if isinstance(e, str) else e.name: load_expert(e) if isinstance(e, str) else e for e in experts}; self.detectors = [load_detector(d) for d in detectors]; self.finder = finder or shared_finder()
-        self.out = Audit(leaked={n: [] for n in self.experts}, thresholds={n: float(e.threshold(fpr)) for n, e in self.experts.items()}, scores={n: [] for n in self.experts}); self.codes, self.seen, self.pending = {n: [] for n in self.experts}, [], []
+        self.experts = {e if isinstance(e, str) else e.name: load_expert(e) if isinstance(e, str) else e for e in experts}
+        self.detectors = [load_detector(d) for d in detectors]; self.finder = finder or shared_finder()
+        self.out = Audit(leaked={n: [] for n in self.experts}, thresholds={n: float(e.threshold(fpr)) for n,
+                e in self.experts.items()}, scores={n: [] for n in self.experts})
+        self.codes, self.seen, self.pending = {n: [] for n in self.experts}, [], []
     def __call__(self, i, source, result, faces=None): # frame number, uint8 pictures, `Face`s of the source
         o, faces = self.out, self.finder.find(source) if faces is None else faces; o.frames += 1; o.faces += len(faces)
-        found = self.finder.detect(result, min_score=.4); boxes = np.concatenate([np.asarray(d(result), float).reshape(-1, 5) for d in self.detectors] or [np.zeros((0, 5))])
+        found = self.finder.detect(result, min_score=.4)
+        boxes = np.concatenate([np.asarray(d(result), float).reshape(-1, 5) for d in self.detectors] or [np.zeros((0, 5))])
         self.seen.append((i, len(faces), len(found) + len(boxes))); look = list(faces) + found
         if not faces and not found: return
         for n, e in self.experts.items():
             own = e.encode([source]*len(faces), faces) if faces else np.zeros((0, 128)); new = e.encode([result]*len(look), look)
-            self.codes[n] += [own]*bool(len(own)); ref = own if len(own) else (self.codes[n][-1] if self.codes[n] else None); self.pending.append((n, i, new))
+            self.codes[n] += [own]*bool(len(own))
+            ref = own if len(own) else (self.codes[n][-1] if self.codes[n] else None)
+            self.pending.append((n, i, new))
             if ref is None: continue
             s = max(float(np.max(e.score(np.repeat(r[None], len(new), 0), new))) for r in ref); self.note(n, i, s)
     def note(self, n, i, s):
@@ -60,7 +70,8 @@ class Auditor:
         refs = {n: [r for r in (self.mean(n), *(people or {}).get(n, [])) if r is not None] for n in self.experts}
         for n, i, new in self.pending:
             for r in refs[n]: self.note(n, i, float(np.max(self.experts[n].score(np.repeat(r[None], len(new), 0), new))))
-        shown = [i for i, f, k in self.seen if k]; self.out.missed = [i for i, f, k in self.seen if f and not k and shown and shown[0] < i < shown[-1]]
+        shown = [i for i, f, k in self.seen if k]
+        self.out.missed = [i for i, f, k in self.seen if f and not k and shown and shown[0] < i < shown[-1]]
         for v in self.out.leaked.values(): v.sort()
         return self.out
     def mean(self, n): # only where one person is in the video: the mean of several people is nobody
@@ -73,8 +84,12 @@ def audit_frames(source, result, every=1, progress=None, **kw)->Audit: # iterabl
     "Audit of two videos that are in memory or come as streams"
     a = Auditor(**kw)
     for i, (x, y) in enumerate(itertools.zip_longest(source, result)):
-        if x is None or y is None: raise InputError('the two videos have different numbers of frames', f'frame {i}', 'Give the video and its protected version.')
-        if x.shape != y.shape: raise InputError(f'the frames have different sizes: {x.shape[1]} x {x.shape[0]} and {y.shape[1]} x {y.shape[0]}', f'frame {i}', 'Give the video and its protected version.')
+        if x is None or y is None:
+            raise InputError('the two videos have different numbers of frames', f'frame {i}',
+                             'Give the video and its protected version.')
+        if x.shape != y.shape:
+            raise InputError(f'the frames have different sizes: {x.shape[1]} x {x.shape[0]} and {y.shape[1]} x {y.shape[0]}',
+                             f'frame {i}', 'Give the video and its protected version.')
         if i % every == 0: a(i, x, y)
         if progress: progress(i+1)
     return a.result()
@@ -89,7 +104,9 @@ class Series:
     warp: list = field(default_factory=list)     # (source, result): mean error after warping the frame before, grey levels
     flicker: list = field(default_factory=list)  # (source, result): mean change of a pixel of the face's box to the frame before
     lost: list = field(default_factory=list)     # frames where only the source shows a face
-    def shapes(self): return np.array([[f.blendshapes for f in p] for p in self.faces if p[0].blendshapes is not None and p[1].blendshapes is not None])
+    def shapes(self):
+        return np.array([[f.blendshapes for f in p] for p in self.faces if p[0].blendshapes is not None
+                         and p[1].blendshapes is not None])
 
 def face_zone(hw, face)->np.ndarray: # bool
     from deidnb.faces.masks import REGIONS, fill
@@ -101,7 +118,9 @@ class Follower:
     def __init__(self, experts=('sface', 'faceres'), finder=None):
         from deidnb.gate import shared_finder
         from deidnb.identity.experts import load_expert
-        self.experts = {e: load_expert(e) for e in experts}; self.finder, self.flow, self.s, self.before = finder or shared_finder(), cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM), Series(codes={e: [] for e in experts}), None
+        self.experts = {e: load_expert(e) for e in experts}
+        self.finder, self.flow, self.s, self.before = finder or shared_finder(), cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM), Series(codes={e: []
+                for e in experts}), None
     def __call__(self, i, x, y):
         s, f = self.s, max(self.finder.find(x), key=lambda f: f.size, default=None)
         if f is None: self.before = None; return
@@ -110,8 +129,17 @@ class Follower:
         s.frames.append(i); s.faces.append((f, g))
         for n, e in self.experts.items(): s.codes[n].append((e.encode([x], [f])[0], e.encode([y], [g])[0]))
         if self.before is not None:
-            px, py = self.before; m = self.flow.calc(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.cvtColor(px, cv2.COLOR_RGB2GRAY), None); h, w = m.shape[:2]; mx, my = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)); zone = face_zone((h, w), f); err = lambda a, b: float(np.abs(cv2.remap(a, mx + m[..., 0], my + m[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32) - b)[zone].mean())
-            s.warp.append((err(px, x), err(py, y))); d = lambda a, b: float(np.abs(a.astype(np.float32) - b)[zone].mean()); s.flicker.append((d(px, x), d(py, y)))
+            px, py = self.before
+            m = self.flow.calc(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.cvtColor(px, cv2.COLOR_RGB2GRAY), None)
+            h, w = m.shape[:2]
+            mx, my = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
+            zone = face_zone((h, w), f)
+            err = lambda a, b: float(np.abs(cv2.remap(a, mx + m[..., 0], my + m[..., 1], cv2.INTER_LINEAR,
+                                                      borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+                                            - b)[zone].mean())
+            s.warp.append((err(px, x), err(py, y)))
+            d = lambda a, b: float(np.abs(a.astype(np.float32) - b)[zone].mean())
+            s.flicker.append((d(px, x), d(py, y)))
         self.before = (x, y)
 
 def follow(source, result, **kw)->Series: # iterables of uint8 pictures
@@ -134,14 +162,24 @@ def movement(s:Series)->dict: # name -> correlation
 
 def summary(s:Series, subject='result', table=None)->Table:
     "Result and source side by side"
-    t = table or Table(title='Over time'); r = lambda n, m, v, **kw: t.add_mean(n, m, v, **kw); floor = 'source'; put_floor = not any(x.subject == floor for x in t)
+    t = table or Table(title='Over time'); r = lambda n, m, v, **kw: t.add_mean(n, m, v, **kw)
+    floor = 'source'; put_floor = not any(x.subject == floor for x in t)
     for e, c in s.codes.items():
         a, b = (np.stack(v) for v in zip(*c)); r(subject, f'{e} to the source', (a*b).sum(1), better='down')
-        for n, v in ((subject, b), (floor, a))[:1 + put_floor]: r(n, f'{e} to the first frame', (v*v[:1]).sum(1)[1:], better='up'); r(n, f'{e} between neighbours', (v[1:]*v[:-1]).sum(1), better='up')
-    for k, n in ((1, subject), (0, floor))[:1 + put_floor]: r(n, 'warp error', [w[k] for w in s.warp], better='down'); r(n, 'change of a pixel', [w[k] for w in s.flicker], better='down')
-    P = [p for p in s.faces if p[0].landmarks is not None and p[1].landmarks is not None]; r(subject, 'AKD', [np.linalg.norm(landmarks68(a) - landmarks68(b), axis=1).mean() for a, b in P], better='down'); r(subject, 'EXP', [expression_error(a.blendshapes, b.blendshapes)['exp'] for a, b in P], better='down'); r(subject, 'POSE', [pose_error(a.pose, b.pose)['pose'] for a, b in P], better='down'); r(subject, 'GAZE', [gaze_error(a, b) for a, b in P], better='down')
+        for n, v in ((subject, b), (floor, a))[:1 + put_floor]:
+            r(n, f'{e} to the first frame', (v*v[:1]).sum(1)[1:], better='up')
+            r(n, f'{e} between neighbours', (v[1:]*v[:-1]).sum(1), better='up')
+    for k, n in ((1, subject), (0, floor))[:1 + put_floor]:
+        r(n, 'warp error', [w[k] for w in s.warp], better='down')
+        r(n, 'change of a pixel', [w[k] for w in s.flicker], better='down')
+    P = [p for p in s.faces if p[0].landmarks is not None and p[1].landmarks is not None]
+    r(subject, 'AKD', [np.linalg.norm(landmarks68(a) - landmarks68(b), axis=1).mean() for a, b in P], better='down')
+    r(subject, 'EXP', [expression_error(a.blendshapes, b.blendshapes)['exp'] for a, b in P], better='down')
+    r(subject, 'POSE', [pose_error(a.pose, b.pose)['pose'] for a, b in P], better='down')
+    r(subject, 'GAZE', [gaze_error(a, b) for a, b in P], better='down')
     m = movement(s)
-    for n, ks in {'eyeBlink': ('eyeBlinkLeft', 'eyeBlinkRight'), 'jawOpen': ('jawOpen',), 'head': ('yaw', 'pitch', 'roll')}.items():
+    for n, ks in {'eyeBlink': ('eyeBlinkLeft', 'eyeBlinkRight'), 'jawOpen': ('jawOpen',), 'head': ('yaw', 'pitch',
+            'roll')}.items():
         v = [m[k] for k in ks if k in m and not math.isnan(m[k])]
         if v: t.add(subject, f'correlation of {n}', float(np.mean(v)), n=len(P), better='up')
     au = [v for k, v in m.items() if k in BLENDSHAPES and not math.isnan(v)]

@@ -58,7 +58,8 @@ class MTCNN:
         import torch
         from deidnb.assets import asset
         self.min_face, self.thresholds, self.factor = min_face, thresholds, factor
-        load = lambda n: torch.load(Path(folder)/f'{n}net.pt' if folder else asset('mtcnn', f'{n}net.pt'), weights_only=True, map_location='cpu')
+        load = lambda n: torch.load(Path(folder)/f'{n}net.pt' if folder else asset('mtcnn', f'{n}net.pt'),
+                                    weights_only=True, map_location='cpu')
         self.nets = {n: _mtcnn_net(n, load(n)) for n in 'pro'}
     @staticmethod
     def _tensor(ims):
@@ -105,7 +106,9 @@ class Cascade:
         if path is None:
             from skimage.data import lbp_frontal_face_cascade_filename
             path = lbp_frontal_face_cascade_filename()
-        if not Path(path).is_file(): raise AssetError('no such cascade file', path, 'Take haarcascade_frontalface_default.xml from an OpenCV 4 installation (cv2.data.haarcascades).')
+        if not Path(path).is_file():
+            raise AssetError('no such cascade file', path,
+                             'Take haarcascade_frontalface_default.xml from an OpenCV 4 installation (cv2.data.haarcascades).')
         text = Path(path).read_text().replace('featuhreParams', 'featureParams')
         try:
             self.model = cv2.CascadeClassifier(); store = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
@@ -177,14 +180,16 @@ def pixel_distances(a, b)->dict: # pixels
     "Book Table 6.2: mean displacement of the face box's corners, all 68 landmarks, eyes, nose, mouth"
     corners = lambda f: np.asarray(f.box).reshape(2, 2)
     d = np.linalg.norm(landmarks68(a) - landmarks68(b), axis=1)
-    return dict(px_face=float(np.linalg.norm(corners(a)-corners(b), axis=1).mean()), px_landmarks=float(d.mean()), **{f'px_{k}': float(d[list(PARTS68[k])].mean()) for k in ('eyes', 'nose', 'mouth')})
+    return dict(px_face=float(np.linalg.norm(corners(a)-corners(b), axis=1).mean()), px_landmarks=float(d.mean()),
+                **{f'px_{k}': float(d[list(PARTS68[k])].mean()) for k in ('eyes', 'nose', 'mouth')})
 
 # %% ../../nbs/measure/01_utility.ipynb #ffc60326
 def pose_matrix(pose)->np.ndarray: # (3, 3)
     "Rotation of yaw, pitch, roll in degrees: the inverse of `faces.find.matrix_pose`"
     y, p, r = np.radians(np.asarray(pose, float)*[1, -1, -1])
     c, s = np.cos, np.sin
-    return np.array([[c(y), 0, s(y)], [0, 1, 0], [-s(y), 0, c(y)]]) @ np.array([[1, 0, 0], [0, c(p), -s(p)], [0, s(p), c(p)]]) @ np.array([[c(r), -s(r), 0], [s(r), c(r), 0], [0, 0, 1]])
+    return np.array([[c(y), 0, s(y)], [0, 1, 0], [-s(y), 0, c(y)]]) @ np.array([[1, 0, 0], [0, c(p), -s(p)],
+            [0, s(p), c(p)]]) @ np.array([[c(r), -s(r), 0], [s(r), c(r), 0], [0, 0, 1]])
 
 def angle_between(a, b)->float:
     "Degrees between two vectors; exact also for tiny angles"
@@ -270,5 +275,6 @@ def pair_utility(a, b, # original and protected picture, uint8 RGB of one size
     out = {f'det_{d}': float(detected(b, face_a, d)) for d in detectors} | dict(mesh=float(mesh), **tone_difference(a, b, face_a))
     if mesh: out |= dict(nme=nme(face_a, face_b), **pixel_distances(face_a, face_b), gaze=gaze_error(face_a, face_b))
     if mesh and face_a.pose is not None and face_b.pose is not None: out |= pose_error(face_a.pose, face_b.pose)
-    if mesh and face_a.blendshapes is not None and face_b.blendshapes is not None: out |= expression_error(face_a.blendshapes, face_b.blendshapes)
+    if mesh and face_a.blendshapes is not None and face_b.blendshapes is not None:
+        out |= expression_error(face_a.blendshapes, face_b.blendshapes)
     return out

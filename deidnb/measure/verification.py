@@ -32,11 +32,16 @@ def lfw_pairs(path, # pairs.txt, or the folder that holds it
     except OSError as e: raise InputError(f'cannot be read ({e.strerror})', path) from e
     try:
         folds, n = int(lines[0][0]), int(lines[0][1]); img = lambda who, k: f'{who}/{who}_{int(k):04d}.jpg'
-        rows = [(img(r[0], r[1]), img(r[0], r[2]), True, r[0], r[0]) if len(r) == 3 else (img(r[0], r[1]), img(r[2], r[3]), False, r[0], r[2]) for r in lines[1:]]
-    except (ValueError, IndexError) as e: raise InputError(f'is not a list of LFW pairs ({e})', path, 'Expected the official pairs.txt.') from e
+        rows = [(img(r[0], r[1]), img(r[0], r[2]), True, r[0], r[0]) if len(r) == 3 else (img(r[0], r[1]),
+                img(r[2], r[3]), False, r[0], r[2]) for r in lines[1:]]
+    except (ValueError, IndexError) as e:
+        raise InputError(f'is not a list of LFW pairs ({e})', path, 'Expected the official pairs.txt.') from e
     same = np.array([r[2] for r in rows], bool); want = np.tile(np.repeat([True, False], n), folds)
-    if not np.array_equal(same, want): raise InputError(f'{len(rows)} pairs do not match {folds} folds of {n} genuine and {n} impostor pairs', path, 'The file is cut or reordered.')
-    return Pairs([r[0] for r in rows], [r[1] for r in rows], same, np.repeat(np.arange(folds), 2*n), np.array([r[3:] for r in rows]).reshape(-1,2))
+    if not np.array_equal(same, want):
+        raise InputError(f'{len(rows)} pairs do not match {folds} folds of {n} genuine and {n} impostor pairs', path,
+                         'The file is cut or reordered.')
+    return Pairs([r[0] for r in rows], [r[1] for r in rows], same, np.repeat(np.arange(folds), 2*n),
+                 np.array([r[3:] for r in rows]).reshape(-1,2))
 
 # %% ../../nbs/measure/00_verification.ipynb #a3e91f41
 def _check(genuine, impostor):
@@ -72,7 +77,9 @@ def threshold_at_fpr(impostor, fpr=1e-3)->float:
     if not 0 < fpr < 1: raise ConfigError(f'a false positive rate lies between 0 and 1, got {fpr}', 'fpr')
     if np.isnan(i).any(): raise InputError('impostor scores must not be NaN', 'threshold_at_fpr')
     k = int(np.floor(fpr*len(i)*(1+1e-12)))
-    if k < 1: raise ConfigError(f'{len(i)} impostor pairs cannot support a false positive rate of {fpr:g}', 'threshold_at_fpr', f'At least {int(np.ceil(1/fpr))} pairs are needed.')
+    if k < 1:
+        raise ConfigError(f'{len(i)} impostor pairs cannot support a false positive rate of {fpr:g}',
+                          'threshold_at_fpr', f'At least {int(np.ceil(1/fpr))} pairs are needed.')
     top = -np.partition(-i, k)[k] if k < len(i) else i.dtype.type(-np.inf) # this one must be rejected already
     return float(np.nextafter(top, i.dtype.type(np.inf))) # the next number of the scores' own precision
 
@@ -84,10 +91,13 @@ def tpr_at_fpr(genuine, impostor, fpr=1e-3)->tuple: # (TPR, threshold)
 # %% ../../nbs/measure/00_verification.ipynb #669583d9
 def val_at_far(scores, same, folds, far=1e-3)->tuple: # (VAL of each fold, FAR of each fold)
     "Validation rate at a false accept rate, threshold linearly interpolated on the other folds"
-    s, y = np.asarray(scores, np.float64), np.asarray(same, bool); k = np.arange(len(s))*int(folds)//len(s) if np.ndim(folds) == 0 else np.asarray(folds); out = []
+    s, y = np.asarray(scores, np.float64), np.asarray(same, bool)
+    k = np.arange(len(s))*int(folds)//len(s) if np.ndim(folds) == 0 else np.asarray(folds)
+    out = []
     for f in np.unique(k):
         i = np.sort(s[(k!=f) & ~y])[::-1]
-        if len(i)*far < 1: raise ConfigError(f'{len(i)} training impostors cannot support a false accept rate of {far:g}', 'val_at_far')
+        if len(i)*far < 1:
+            raise ConfigError(f'{len(i)} training impostors cannot support a false accept rate of {far:g}', 'val_at_far')
         t = float(np.interp(far*len(i), np.arange(1, len(i)+1), i)) # the i-th highest score accepts i impostors
         out.append(((s[(k==f) & y] >= t).mean(), (s[(k==f) & ~y] >= t).mean()))
     return tuple(np.array(v) for v in zip(*out))
@@ -118,7 +128,8 @@ def rank1(gallery, probe, gallery_ids, probe_ids, # codes (m, d), (n, d) and who
           chunk=1024)->np.ndarray: # (n,) bool
     "For each probe, whether the best match in the gallery is the same person"
     g, p = np.asarray(gallery, np.float32), np.asarray(probe, np.float32); gi, pi = np.asarray(gallery_ids), np.asarray(probe_ids)
-    if len(g) != len(gi) or len(p) != len(pi) or not len(g): raise InputError(f'{len(g)} gallery codes, {len(gi)} ids; {len(p)} probe codes, {len(pi)} ids', 'rank1')
+    if len(g) != len(gi) or len(p) != len(pi) or not len(g):
+        raise InputError(f'{len(g)} gallery codes, {len(gi)} ids; {len(p)} probe codes, {len(pi)} ids', 'rank1')
     if score == 'cosine': unit = lambda x: x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12); g, p = unit(g), unit(p)
     near = lambda q: q @ g.T if score == 'cosine' else 2*q @ g.T - (g**2).sum(1)
     best = np.concatenate([near(p[i:i+chunk]).argmax(1) for i in range(0, len(p), chunk)]) if len(p) else np.zeros(0, int)
@@ -129,14 +140,16 @@ def identity_distance(a, b, kind='unit', # codes (n, d); 'unit': Euclidean of un
                       )->np.ndarray:
     "Id-dis (eq. 3.1), row by row"
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if kind not in ('unit', 'euclidean', 'cosine'): raise ConfigError(f'unknown distance {kind!r}', remedy="Use 'unit', 'euclidean' or 'cosine'.")
+    if kind not in ('unit', 'euclidean', 'cosine'):
+        raise ConfigError(f'unknown distance {kind!r}', remedy="Use 'unit', 'euclidean' or 'cosine'.")
     if kind != 'euclidean': a, b = (x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (a, b))
     return 1 - (a*b).sum(-1) if kind == 'cosine' else np.linalg.norm(a-b, axis=-1)
 
 def success_rate(distances, tau)->float:
     "SDR (eq. 3.2): share of pairs farther apart than tau"
     d = np.asarray(distances, np.float64)
-    if np.isnan(d).any() or not d.size: raise InputError('needs distances without NaN', 'success_rate', 'Count faces that were not found separately.')
+    if np.isnan(d).any() or not d.size:
+        raise InputError('needs distances without NaN', 'success_rate', 'Count faces that were not found separately.')
     return float((d > tau).mean())
 
 # %% ../../nbs/measure/00_verification.ipynb #0f3e7662
@@ -170,7 +183,8 @@ def bootstrap(stat,   # function of the resampled values: stat(values) or, for s
     "Percentile interval of a statistic, resampled by person"
     rng = rng or np.random.default_rng(0)  # fixed: a table can be made again
     v = tuple(np.asarray(x) for x in (values if isinstance(values, tuple) else (values,))); g = np.asarray(groups)
-    if len({len(x) for x in v} | {len(g)}) != 1: raise InputError(f'lengths differ: {[len(x) for x in v]}, groups {len(g)}', 'bootstrap')
+    if len({len(x) for x in v} | {len(g)}) != 1:
+        raise InputError(f'lengths differ: {[len(x) for x in v]}, groups {len(g)}', 'bootstrap')
     u, ids = np.unique(g, return_inverse=True); ids, out = ids.reshape(g.shape), []
     for _ in range(n):
         i = np.repeat(np.arange(len(g)), person_weights(ids, len(u), rng))
@@ -189,8 +203,10 @@ def lfw_protocol(original,   # (n,) scores of the original pairs
                  n=1000, rng=None)->dict: # name -> Interval, and threshold, missing
     "Every number of the protocol with its interval"
     o, p, y, who = np.asarray(original, float), np.asarray(protected, float), np.asarray(same, bool), np.asarray(people)
-    if not len(o) == len(p) == len(y) == len(who): raise InputError(f'lengths differ: {len(o)}, {len(p)}, {len(y)}, {len(who)}', 'lfw_protocol')
-    _check(o[y], o[~y]); lost = np.isnan(p); low = np.where(lost, np.minimum(np.nanmin(p) if (~lost).any() else 0, o.min()) - 1, p)
+    if not len(o) == len(p) == len(y) == len(who):
+        raise InputError(f'lengths differ: {len(o)}, {len(p)}, {len(y)}, {len(who)}', 'lfw_protocol')
+    _check(o[y], o[~y]); lost = np.isnan(p)
+    low = np.where(lost, np.minimum(np.nanmin(p) if (~lost).any() else 0, o.min()) - 1, p)
     t = threshold_at_fpr(o[~y], fpr) if threshold is None else float(threshold); g = who[y][:, 0]
     boot = lambda f, *v: bootstrap(f, v, who, n, rng); hit = low[y] >= t
     rate = lambda h: _rate(bootstrap(np.mean, h, g, n, rng), len(np.unique(g)))

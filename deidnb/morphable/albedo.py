@@ -21,7 +21,8 @@ class Atlas:
         self.n, self.triangles = n, mesh['triangles']; uv = torch.as_tensor(mesh['uv']); f = torch.as_tensor(self.triangles)
         self.xy = np.stack([mesh['uv'][:, 0], 1 - mesh['uv'][:, 1]], 1)*(n-1)
         R = rasterise(torch.as_tensor(self.xy, dtype=torch.float32)[None], torch.ones(1, len(uv)), f, (n, n))
-        self.mask = R.mask[0].numpy(); self.corner = self.triangles[R.ids[0].numpy()[self.mask]]; self.bary = R.bary[0].numpy()[self.mask]
+        self.mask = R.mask[0].numpy(); self.corner = self.triangles[R.ids[0].numpy()[self.mask]]
+        self.bary = R.bary[0].numpy()[self.mask]
     def spread(self, values): # (V, ...) -> (texels, ...)
         return np.einsum('tk,tk...->t...', self.bary, values[self.corner])
     def unwrap(self, picture, X): # (h, w, 3) uint8, vertices in its pixels (V, 2+) -> (n, n, 3) uint8, 0 outside
@@ -31,10 +32,12 @@ class Atlas:
         return out
     def gather(self, atlas): # (n, n, 3) uint8 -> (V, 3) linear light in [0, 1]
         import cv2
-        return linear_light(cv2.remap(self._bleed(atlas), *self.xy.astype(np.float32).T[:, :, None], cv2.INTER_LINEAR)[:, 0]/255)[0].astype(np.float32)
+        return linear_light(cv2.remap(self._bleed(atlas), *self.xy.astype(np.float32).T[:, :, None],
+                                      cv2.INTER_LINEAR)[:, 0]/255)[0].astype(np.float32)
     def _bleed(self, atlas): # colours run a little over the rim
         import cv2
-        m = self.mask.astype(np.float32); a = cv2.GaussianBlur(atlas.astype(np.float32), (0, 0), 1)/np.maximum(cv2.GaussianBlur(m, (0, 0), 1), 1e-3)[..., None]
+        m = self.mask.astype(np.float32)
+        a = cv2.GaussianBlur(atlas.astype(np.float32), (0, 0), 1)/np.maximum(cv2.GaussianBlur(m, (0, 0), 1), 1e-3)[..., None]
         return np.where(self.mask[..., None], atlas, a).astype(np.float32)
 
 # %% ../../nbs/morphable/01c_albedo.ipynb #3dc46f40
@@ -45,8 +48,11 @@ def posed(mesh, P, size): # fine mesh, (478, 3) landmarks in pixels, side of the
     X = mesh['weights'] @ P + mesh['shift']*eye_distance(P); f = torch.as_tensor(mesh['triangles']); k = 128/size
     V = torch.as_tensor(X[None], dtype=torch.float32)*k; n = vertex_normals(V, f); z = V[..., 2] + 1e3
     R = rasterise(V[..., :2].contiguous(), z, f, (128, 128), cull=True)
-    near = R.depth[0].numpy(); x, y = V[0, :, :2].round().long().clamp(0, 127).T.numpy(); near = np.where(R.mask[0].numpy(), near, np.inf)[y, x]
-    N = n[0].numpy(); seen = (N[:, 2] < -.3) & (z[0].numpy() < near + 1.5 + 1.5*np.sqrt(1-N[:, 2]**2)/np.maximum(-N[:, 2], .3)) & ((X[:, :2] > 0) & (X[:, :2] < size-1)).all(1)
+    near = R.depth[0].numpy(); x, y = V[0, :, :2].round().long().clamp(0, 127).T.numpy()
+    near = np.where(R.mask[0].numpy(), near, np.inf)[y, x]
+    N = n[0].numpy()
+    seen = (N[:, 2] < -.3) & (z[0].numpy() < near + 1.5 + 1.5*np.sqrt(1-N[:, 2]**2)/np.maximum(-N[:, 2],
+            .3)) & ((X[:, :2] > 0) & (X[:, :2] < size-1)).all(1)
     return X, N, seen
 
 # %% ../../nbs/morphable/01c_albedo.ipynb #f954dc84
@@ -61,7 +67,8 @@ def light_of(colour, # (V, 3) linear
         A = albedo[:, c:c+1]*basis; w = weight.copy()
         for _ in range(rounds):
             D = np.r_[0, np.full(8, ridge)]*np.trace(A.T @ (A*w[:, None]))/9*1e-3
-            K[:, c] = np.linalg.solve(A.T @ (A*w[:, None]) + np.diag(D), A.T @ (w*colour[:, c])); r = (colour[:, c] - A @ K[:, c])/(.12*albedo[:, c] + 1e-3)/max(K[0, c]*basis[0, 0], 1e-2)
+            K[:, c] = np.linalg.solve(A.T @ (A*w[:, None]) + np.diag(D), A.T @ (w*colour[:, c]))
+            r = (colour[:, c] - A @ K[:, c])/(.12*albedo[:, c] + 1e-3)/max(K[0, c]*basis[0, 0], 1e-2)
             w = weight/(1 + r*r)
     return K
 
@@ -83,7 +90,8 @@ def skin_of(x, landmarks): # (V, 3) mean face, (478, 3) -> (V,) 1 on the skin, 0
     from deidnb.faces.masks import REGIONS
     skin = np.ones(len(x), np.float32)
     for name in ('left_eye', 'right_eye', 'left_brow', 'right_brow', 'lips_outer'):
-        ring = cv2.convexHull(landmarks[REGIONS[name], :2].astype(np.float32)); skin[[cv2.pointPolygonTest(ring, tuple(map(float, p)), False) >= 0 for p in x[:, :2]]] = 0
+        ring = cv2.convexHull(landmarks[REGIONS[name], :2].astype(np.float32))
+        skin[[cv2.pointPolygonTest(ring, tuple(map(float, p)), False) >= 0 for p in x[:, :2]]] = 0
     return skin
 
 # %% ../../nbs/morphable/01c_albedo.ipynb #96f211e2
@@ -102,7 +110,8 @@ def delight(C,      # (m, V, 3) linear colours
     mean[~known] = mean[known][cKDTree(x[known]).query(x[~known])[1]]       # undersides that no picture shows
     for _ in range(rounds):
         T, K = zip(*(remove_light(c, mean, h, s & known, skin) for c, h, s in zip(C, H, seen)))
-        T = np.stack([complete(t, s & known, mirror, mean) for t, s in zip(T, seen)]).astype(np.float32); mean = np.median(T, 0); mean = (mean + mean[mirror])/2
+        T = np.stack([complete(t, s & known, mirror, mean) for t, s in zip(T, seen)]).astype(np.float32)
+        mean = np.median(T, 0); mean = (mean + mean[mirror])/2
     level = np.log(T[:, skin > 0].mean((1, 2))); share = float(np.clip(1 - exposure**2/max(level.var(), 1e-9), 0, 1))
     bright = np.exp((1-share)*(level - level.mean()))                      # what is left to the exposure
     gamma = AMBIENT*np.stack(K)*bright[:, None, None]; gamma[:, 0] -= AMBIENT/H[0, 0, 0]
@@ -112,7 +121,10 @@ def delight(C,      # (m, V, 3) linear colours
 def albedo_modes(T, n=80, clip=3.): # (m, V, 3) -> mean, (n, V, 3) directions, (n,) deviations, shares of variance
     "Principal components in linear RGB; values far from the mean are pulled in first, so that hair and spectacles weigh less"
     T = np.asarray(T, np.float32); m, s = T.mean(0), T.std(0) + 1e-4
-    X = (np.clip((T - m)/s, -clip, clip)*s).reshape(len(T), -1); mean = X.mean(0); X = X - mean; total = float((X**2).sum())/len(X)
-    n = min(n, len(X)-1); l, U = np.linalg.eigh((X @ X.T/len(X)).astype(np.float64)); l, U = l[::-1][:n].clip(1e-12), U[:, ::-1][:, :n]
+    X = (np.clip((T - m)/s, -clip, clip)*s).reshape(len(T), -1); mean = X.mean(0)
+    X = X - mean; total = float((X**2).sum())/len(X)
+    n = min(n, len(X)-1); l, U = np.linalg.eigh((X @ X.T/len(X)).astype(np.float64))
+    l, U = l[::-1][:n].clip(1e-12), U[:, ::-1][:, :n]
     B = (U/np.sqrt(l*len(X))).T.astype(np.float32) @ X
-    return (m + mean.reshape(m.shape)).clip(0, 1), B.reshape(n, *m.shape), np.sqrt(l).astype(np.float32), (l/total).astype(np.float32)
+    return (m + mean.reshape(m.shape)).clip(0, 1), B.reshape(n,
+                                                             *m.shape), np.sqrt(l).astype(np.float32), (l/total).astype(np.float32)

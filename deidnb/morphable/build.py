@@ -19,7 +19,8 @@ from .shape import NAMES, align, blendshapes_of, fit_expression, ict_prior, mean
 
 # %% ../../nbs/morphable/02_build.ipynb #b3138111
 VIEW = 192  # side of the stored face crops
-SEEN = dict(found=(), mesh=(478, 3), blendshapes=(52,), code=(128,), turn=(2,), tone=(), look=(len(LOOK),), crop=(3,), picture=(VIEW, VIEW, 3))
+SEEN = dict(found=(), mesh=(478, 3), blendshapes=(52,), code=(128,), turn=(2,), tone=(), look=(len(LOOK),), crop=(3,),
+            picture=(VIEW, VIEW, 3))
 
 def observe(w, size=512)->dict: # style (512,) -> arrays with the shapes of SEEN
     "Render, find, measure; the crop is kept at low resolution, for the albedo"
@@ -33,16 +34,20 @@ def observe(w, size=512)->dict: # style (512,) -> arrays with the shapes of SEEN
     if face is None or face.landmarks is None: return d
     P = face.landmarks; lo, hi = P[:, :2].min(0), P[:, :2].max(0); s = VIEW/(1.15*(hi-lo).max()); t = VIEW/2 - s*(lo+hi)/2
     im = cv2.GaussianBlur(picture, (0, 0), .45/s) if s < .8 else picture
-    im = cv2.warpAffine(im, np.float32([[s, 0, t[0]], [0, s, t[1]]]), (VIEW, VIEW), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    im = cv2.warpAffine(im, np.float32([[s, 0, t[0]], [0, s, t[1]]]), (VIEW, VIEW), flags=cv2.INTER_LINEAR,
+                        borderMode=cv2.BORDER_REPLICATE)
     cheeks = [tuple(np.clip(s*P[i, :2]+t, 0, VIEW-1).astype(int)) for i in (50, 205, 280, 425)]
     tone = cv2.cvtColor(im, cv2.COLOR_RGB2LAB)[[c[1] for c in cheeks], [c[0] for c in cheeks], 0].mean()/2.55
-    return d | dict(found=np.float32(1), mesh=P, blendshapes=face.blendshapes, code=load_expert('sface').encode([picture], [face])[0], turn=head_turn(P), tone=np.float32(tone), look=look(canonical_texture(picture, P)), crop=np.float32([s, *t]), picture=im)
+    return d | dict(found=np.float32(1), mesh=P, blendshapes=face.blendshapes,
+                    code=load_expert('sface').encode([picture], [face])[0], turn=head_turn(P), tone=np.float32(tone),
+                    look=look(canonical_texture(picture, P)), crop=np.float32([s, *t]), picture=im)
 
 # %% ../../nbs/morphable/02_build.ipynb #5fab651b
 def darker(W, known, t, rng, share=.45, by=(8, 30)): # (n, 512) fresh styles; measured ones and their table -> (n, 512)
     "Move a share of the people toward darker skin, which the generator seldom draws"
     from deidnb.generate.nobody import fit_directions
-    ok = t['found'] > 0; d = fit_directions(known[ok], t['tone'][ok, None])[0][0]; reach = .6*np.linalg.norm(known[ok] - known[ok].mean(0), axis=1).mean()/max(np.linalg.norm(d), 1e-9)
+    ok = t['found'] > 0; d = fit_directions(known[ok], t['tone'][ok, None])[0][0]
+    reach = .6*np.linalg.norm(known[ok] - known[ok].mean(0), axis=1).mean()/max(np.linalg.norm(d), 1e-9)
     move = np.minimum(rng.uniform(*by, len(W)), reach)*(rng.random(len(W)) < share)
     return (W - move[:, None]*d).astype(np.float32)
 
@@ -53,22 +58,29 @@ def moves(W,    # (n, 512) fresh styles
     "Along one to three random blendshapes' directions, at right angles to pose and to the main directions of the identity code"
     ok = t['found'] > 0; X = known[ok] - known[ok].mean(0); b = t['blendshapes'][ok]; code = t['code'][ok] - t['code'][ok].mean(0)
     main = code @ np.linalg.svd(code, full_matrices=False)[2][:keep].T; Y = np.c_[b, t['turn'][ok], main]
-    D = np.linalg.solve(X.T @ X + ridge*np.eye(512), X.T @ (Y - Y.mean(0))); Q = np.linalg.qr(D[:, 52:]/np.linalg.norm(D[:, 52:], axis=0).clip(1e-12))[0]
-    r = np.array([np.corrcoef(X @ D[:, j], b[:, j])[0, 1] if b[:, j].std() > 1e-9 else 0 for j in range(52)]); use = np.flatnonzero(r > .45)
-    D = D[:, :52] - Q @ (Q.T @ D[:, :52]); D = D[:, use]/np.linalg.norm(D[:, use], axis=0); radius = np.linalg.norm(X, axis=1).mean(); out = []
+    D = np.linalg.solve(X.T @ X + ridge*np.eye(512), X.T @ (Y - Y.mean(0)))
+    Q = np.linalg.qr(D[:, 52:]/np.linalg.norm(D[:, 52:], axis=0).clip(1e-12))[0]
+    r = np.array([np.corrcoef(X @ D[:, j], b[:, j])[0, 1] if b[:, j].std() > 1e-9 else 0 for j in range(52)])
+    use = np.flatnonzero(r > .45)
+    D = D[:, :52] - Q @ (Q.T @ D[:, :52]); D = D[:, use]/np.linalg.norm(D[:, use], axis=0)
+    radius = np.linalg.norm(X, axis=1).mean(); out = []
     for w in W:
-        k = rng.choice(len(use), min(rng.integers(1, 4), len(use)), replace=False); d = D[:, k] @ rng.normal(size=len(k)); d *= rng.uniform(*span)*radius/np.linalg.norm(d)/2; out += [w-d, w+d]
+        k = rng.choice(len(use), min(rng.integers(1, 4), len(use)), replace=False)
+        d = D[:, k] @ rng.normal(size=len(k)); d *= rng.uniform(*span)*radius/np.linalg.norm(d)/2
+        out += [w-d, w+d]
     return np.asarray(out, np.float32)
 
 # %% ../../nbs/morphable/02_build.ipynb #3c6d5e22
 LIMITS = 'no hair, ears, neck, teeth, tongue or spectacles; eyes are flat; the mouth is a hole'
-LICENCES = dict(generator='face_generator (MobileStyleGAN), research and other non-commercial use', mediapipe='Apache-2.0: topology, uv, landmarks', ict='MIT: prior of the expressions')
+LICENCES = dict(generator='face_generator (MobileStyleGAN), research and other non-commercial use',
+                mediapipe='Apache-2.0: topology, uv, landmarks', ict='MIT: prior of the expressions')
 
 def assemble(mean, A, E, R, r_sd, albedo=None, **meta)->MorphableModel: # shape in landmarks, albedo (mean, directions, deviations) in vertices
     "From landmarks to vertices"
     _, f, uv = canonical_mesh(); mesh = fine_mesh(mean, f, uv); lift = lambda B: np.einsum('vk,mkc->mvc', mesh['weights'], B)
     (I, i_sd), (X, x_sd), (Z, z_sd) = orthonormal_modes(lift(A)), unit_modes(lift(E)), unit_modes(lift(R*r_sd[:, None, None]))
-    mirror = mirror_of(mesh['weights'] @ mean + mesh['shift']); a = {} if albedo is None else dict(albedo_mean=(albedo[0] + albedo[0][mirror])/2, albedo_basis=albedo[1], alb_std=albedo[2])
+    mirror = mirror_of(mesh['weights'] @ mean + mesh['shift'])
+    a = {} if albedo is None else dict(albedo_mean=(albedo[0] + albedo[0][mirror])/2, albedo_basis=albedo[1], alb_std=albedo[2])
     names = [*NAMES, *(f'residual{k+1}' for k in range(len(R)))]
     return MorphableModel(mesh['weights'] @ mean + mesh['shift'], mesh['triangles'], I, i_sd, np.concatenate([X, Z]), np.r_[x_sd, z_sd], uv=mesh['uv'], landmarks=np.arange(478), names=names,
                           meta=dict(name='Nobody morphable model', limits=LIMITS, licences=LICENCES) | meta, **a)
@@ -84,16 +96,25 @@ def fit_model(t,      # table of people
               albedo_faces=1800, front=12, seed=0, ict=None, progress=False, **meta)->MorphableModel:
     "All of the mathematics: shape, expression, identity, albedo"
     from deidnb.train.donors import clean
-    ok = t['found'] > 0; P = t['mesh'][ok].astype(np.float64); M = mean_face(P); mirror = mirror_of(M); flat = np.r_[np.ones(468), np.zeros(10)]
-    Y = align(P, M, flat); b = t['blendshapes'][ok].astype(np.float64); guide = symmetric(regress(Y - Y.mean(0), b - b.mean(0), 30.), mirror)
+    ok = t['found'] > 0; P = t['mesh'][ok].astype(np.float64); M = mean_face(P)
+    mirror = mirror_of(M); flat = np.r_[np.ones(468), np.zeros(10)]
+    Y = align(P, M, flat); b = t['blendshapes'][ok].astype(np.float64)
+    guide = symmetric(regress(Y - Y.mean(0), b - b.mean(0), 30.), mirror)
     E = ict_prior(M, guide, ict); w = stiff(E) if E.any() else flat
-    both = (tp['found'] > 0).reshape(-1, 2).all(1); Q = align(tp['mesh'].astype(np.float64), M, w).reshape(-1, 2, 478, 3)[both]; bq = blendshapes_of(Q)
+    both = (tp['found'] > 0).reshape(-1, 2).all(1)
+    Q = align(tp['mesh'].astype(np.float64), M, w).reshape(-1, 2, 478, 3)[both]
+    bq = blendshapes_of(Q)
     E, r = fit_expression(Q[:, 1]-Q[:, 0], bq[:, 1]-bq[:, 0], E, support(E, M), mirror); R, r_sd = residual_modes(E, r)
     Y = align(P, M, w); mean, A, share, sd = separate(Y, blendshapes_of(Y), E, R, r_sd, mirror, progress=progress)
-    facing = ok & (np.abs(t['turn']).max(1) < front); plain = facing & (clean(dict(found=t['found'], look=t['look'])) == ''); i = np.flatnonzero(plain if plain.sum() >= 8 else facing); i = np.sort(np.random.default_rng(seed).permutation(i)[:albedo_faces])
+    facing = ok & (np.abs(t['turn']).max(1) < front)
+    plain = facing & (clean(dict(found=t['found'], look=t['look'])) == '')
+    i = np.flatnonzero(plain if plain.sum() >= 8 else facing)
+    i = np.sort(np.random.default_rng(seed).permutation(i)[:albedo_faces])
     albedo, numbers = fit_albedo(mean, t['mesh'][i], t['crop'][i], t['picture'][i], progress) if len(i) > 1 else (None, {})
     r4 = lambda x: [round(float(v), 5) for v in x]
-    return assemble(mean, A, E, R, r_sd, albedo, faces=int(ok.sum()), pairs=int(both.sum()), albedo_faces=len(i), seed=seed, variance_identity=r4(share), beta_sd=r4(np.r_[sd[:52], np.ones(len(R))]), **numbers, **meta)
+    return assemble(mean, A, E, R, r_sd, albedo, faces=int(ok.sum()), pairs=int(both.sum()), albedo_faces=len(i),
+                    seed=seed, variance_identity=r4(share), beta_sd=r4(np.r_[sd[:52], np.ones(len(R))]), **numbers,
+                    **meta)
 
 # %% ../../nbs/morphable/02_build.ipynb #2431bb5b
 def fit_albedo(mean, meshes, crops, pictures, progress=False): # -> (mean, directions, deviations), numbers for the card
@@ -103,15 +124,20 @@ def fit_albedo(mean, meshes, crops, pictures, progress=False): # -> (mean, direc
     from deidnb.morphable.albedo import Atlas, albedo_modes, delight, posed
     from deidnb.morphable.render import sh_basis
     _, f, uv = canonical_mesh(); mesh = fine_mesh(mean, f, uv); atlas = Atlas(mesh); C, N, S = [], [], []
-    for P, (s, *shift), picture in tqdm(zip(meshes, crops, pictures), total=len(meshes), desc='albedo', unit='face', disable=not progress):
-        X, n, seen = posed(mesh, P*s + [*shift, 0], VIEW); C.append(atlas.gather(atlas.unwrap(picture, X))); N.append(n); S.append(seen)
+    for P, (s, *shift), picture in tqdm(zip(meshes, crops, pictures), total=len(meshes), desc='albedo', unit='face',
+                                        disable=not progress):
+        X, n, seen = posed(mesh, P*s + [*shift, 0], VIEW); C.append(atlas.gather(atlas.unwrap(picture, X)))
+        N.append(n); S.append(seen)
     H = sh_basis(torch.as_tensor(np.stack(N), dtype=torch.float32)).numpy()
-    T, gamma, skin = delight(np.stack(C), H, np.stack(S), mesh['weights'] @ mean + mesh['shift'], mean); m, B, sd, share = albedo_modes(T)
+    T, gamma, skin = delight(np.stack(C), H, np.stack(S), mesh['weights'] @ mean + mesh['shift'], mean)
+    m, B, sd, share = albedo_modes(T)
     r = lambda x: [round(float(v), 5) for v in x]
-    return (m, B, sd), dict(variance_albedo=r(share), skin_share=round(skin, 3), gamma_mean=r(gamma.mean(0)), gamma_sd=r(gamma.std(0)))
+    return (m, B, sd), dict(variance_albedo=r(share), skin_share=round(skin, 3), gamma_mean=r(gamma.mean(0)),
+                            gamma_sd=r(gamma.std(0)))
 
 # %% ../../nbs/morphable/02_build.ipynb #f5e3f13b
-PRESETS = dict(quick=dict(faces=24, pairs=8, albedo_faces=24, dark=0), full=dict(faces=6000, pairs=450, albedo_faces=2000, dark=3000))
+PRESETS = dict(quick=dict(faces=24, pairs=8, albedo_faces=24, dark=0), full=dict(faces=6000, pairs=450,
+        albedo_faces=2000, dark=3000))
 
 def make_model(out,           # *.safetensors
                preset='quick',# or 'full'
@@ -124,8 +150,11 @@ def make_model(out,           # *.safetensors
     from deidnb.train.donors import half, measure, once, open_store
     if preset not in PRESETS: raise ConfigError(f'no preset {preset!r}', 'make_model', did_you_mean(preset, PRESETS))
     out, c, rng = Path(out), PRESETS[preset] | kw, lambda k: np.random.default_rng([seed, k])
-    if set(c) != set(PRESETS['full']): raise ConfigError(f'unknown setting {sorted(set(c) - set(PRESETS["full"]))}', 'make_model', f'Settings: {", ".join(PRESETS["full"])}.')
-    if out.suffix != '.safetensors' or min(c['faces'], c['pairs']) < 4: raise ConfigError('needs a .safetensors name, four faces and four pairs or more', out)
+    if set(c) != set(PRESETS['full']):
+        raise ConfigError(f'unknown setting {sorted(set(c) - set(PRESETS["full"]))}', 'make_model',
+                          f'Settings: {", ".join(PRESETS["full"])}.')
+    if out.suffix != '.safetensors' or min(c['faces'], c['pairs']) < 4:
+        raise ConfigError('needs a .safetensors name, four faces and four pairs or more', out)
     if out.exists() and not overwrite: raise ConfigError('exists already', out, 'Choose another name or pass overwrite=True.')
     start = time.time(); work = open_store(work, dict(c, seed=seed, kind='morphable')); drawn = c['faces'] - c['dark']
     seen = lambda W, name: measure(W, work, name, observe, progress=progress, shapes=SEEN)
@@ -133,9 +162,12 @@ def make_model(out,           # *.safetensors
     if c['dark']:
         V = once(work/'dark.npy', lambda: half(darker(sample_styles(c['dark'], rng(1)), W, t, rng(2)))); u = seen(V, 'dark')
         W, t = np.concatenate([W, V]), {k: np.concatenate([t[k], u[k]]) for k in t}
-    pairs = once(work/'pairs.npy', lambda: half(moves(sample_styles(c['pairs'], rng(3)), W, t, rng(4)))); tp = seen(pairs, 'pairs')
+    pairs = once(work/'pairs.npy', lambda: half(moves(sample_styles(c['pairs'], rng(3)), W, t, rng(4))))
+    tp = seen(pairs, 'pairs')
     m = fit_model(t, tp, c['albedo_faces'], seed=seed, progress=progress, generator='face_generator'); m.save(out, overwrite)
-    numbers = dict(faces=m.meta['faces'], pairs=m.meta['pairs'], albedo_faces=m.meta['albedo_faces'], vertices=len(m.mean), identity_variance=round(sum(m.meta['variance_identity']), 4), seconds=round(time.time()-start))
+    numbers = dict(faces=m.meta['faces'], pairs=m.meta['pairs'], albedo_faces=m.meta['albedo_faces'],
+                   vertices=len(m.mean), identity_variance=round(sum(m.meta['variance_identity']), 4),
+                   seconds=round(time.time()-start))
     return write_row(out, preset, f"{c['faces']} people and {c['pairs']} pairs drawn from face_generator", seed, numbers)
 
 def write_row(path, preset, data, seed, metrics, note=None)->Path:
@@ -144,6 +176,9 @@ def write_row(path, preset, data, seed, metrics, note=None)->Path:
     from deidnb.core import manifest_dir
     from deidnb.train.donors import LICENCE
     from deidnb.train.weights import manifest_of, weights_row
-    path = Path(path); terms = LICENCE | dict(licence_weights=LICENCE['licence_weights'].replace('styles, meshes and codes', 'means and modes of meshes and textures') + '; topology, uv and landmarks of MediaPipe (Apache-2.0); expressions with a prior from ICT FaceKit (MIT)')
+    path = Path(path)
+    terms = LICENCE | dict(licence_weights=LICENCE['licence_weights'].replace('styles, meshes and codes',
+            'means and modes of meshes and textures')
+                           + '; topology, uv and landmarks of MediaPipe (Apache-2.0); expressions with a prior from ICT FaceKit (MIT)')
     return weights_row(path.stem, path, command=f'papermill nbs/morphable/02_build.ipynb out.ipynb -p preset {preset} -p out {path.name}', data=data, seed=seed, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}',
                        metrics=metrics, **terms, **(dict(note=note) if note else {}), ships=manifest_of(path) == manifest_dir()/'weights.yaml')

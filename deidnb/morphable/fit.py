@@ -22,7 +22,8 @@ FOCAL, DISTANCE = 4., 16.   # the camera of `morphable.render`, which would brin
 
 def landmark_modes(model)->tuple: # mean (478, 3), identity (n, 478, 3), expression (m, 478, 3), index of each mode's blendshape (m,), -1 without
     "The part of the model that points can see"
-    if model.landmarks is None or len(model.landmarks) != 478: raise ConfigError('has no 478 landmarks', 'model', 'Use the model that ships, nobody_model().')
+    if model.landmarks is None or len(model.landmarks) != 478:
+        raise ConfigError('has no 478 landmarks', 'model', 'Use the model that ships, nobody_model().')
     if 'landmark_modes' not in model._cache:
         L = model.landmarks; n, m = (int((s > 0).sum()) for s in (model.id_std, model.exp_std))
         names = [model.names[k] if k < len(model.names) else '' for k in range(m)]
@@ -47,25 +48,34 @@ def first_pose(S, p, w, h)->tuple: # model points, picture points with depth -> 
 
 # %% ../../nbs/morphable/04_fit.ipynb #a2c3c411
 OVAL = np.isin(np.arange(478), REGIONS['oval'])
-POINT_WEIGHTS = np.where(OVAL, .5, 1.); POINT_WEIGHTS[468:] = .3      # the outline slides over the head; irises move with the gaze
+# the outline slides over the head; irises move with the gaze
+POINT_WEIGHTS = np.where(OVAL, .5, 1.); POINT_WEIGHTS[468:] = .3
 
 def solve_points(model, p,   # (478, 3) px, depth in the same unit
                  hw, b=None, # height, width; blendshapes (52,) to start from
                  steps=4, sigma=.015, depth=.35, beta_prior=2., modes=(80, 64))->tuple: # noise of a point in eye distances, weight of its depth, of the expression's prior
     "Gauss-Newton with priors -> alpha (80,), beta (64,), R, t"
-    (h, w), (mean, A, E, which) = hw, landmark_modes(model); A, E, which = A[:modes[0]], E[:modes[1]], which[:modes[1]]; n, m = len(A), len(E)
+    (h, w), (mean, A, E, which) = hw, landmark_modes(model)
+    A, E, which = A[:modes[0]], E[:modes[1]], which[:modes[1]]; n, m = len(A), len(E)
     b0 = np.where(which >= 0, np.asarray(b)[which], 0) if b is not None else np.zeros(m)
     x, lam = np.r_[np.zeros(n), b0], np.r_[np.ones(n), np.full(m, beta_prior**2)]; x0 = x.copy()
     B = np.concatenate([A, E]).reshape(n+m, -1); S = (mean.reshape(-1) + x @ B).reshape(-1, 3); R, t = first_pose(S, p, w, h)
     u = np.linalg.norm(p[33, :2] - p[263, :2]); k = np.sqrt(POINT_WEIGHTS)/(sigma*u); pz = p[:, 2] - p[:, 2].mean()
     for _ in range(steps):
-        Y = S @ R.T; X = Y + t; q, J = camera(X, w, h); s = FOCAL*w/X[:, 2].mean(); z = np.zeros((478, 1, 3)); z[:, 0, 2] = depth*s
-        J = np.concatenate([J, z], 1) * k[:, None, None]; res = np.concatenate([q - p[:, :2], depth*(s*(X[:, 2]-X[:, 2].mean()) - pz)[:, None]], 1) * k[:, None]
-        JR = (J @ R).astype(np.float32); cols = np.einsum('vij,kvj->vik', JR, B.reshape(n+m, 478, 3).astype(np.float32), optimize=True)
-        cross = np.zeros((478, 3, 3)); cross[:, 0, 1], cross[:, 0, 2], cross[:, 1, 2] = Y[:, 2], -Y[:, 1], Y[:, 0]; cross -= cross.transpose(0, 2, 1)
+        Y = S @ R.T; X = Y + t; q, J = camera(X, w, h); s = FOCAL*w/X[:, 2].mean()
+        z = np.zeros((478, 1, 3)); z[:, 0, 2] = depth*s
+        J = np.concatenate([J, z], 1) * k[:, None, None]
+        res = np.concatenate([q - p[:, :2], depth*(s*(X[:, 2]-X[:, 2].mean()) - pz)[:, None]], 1) * k[:, None]
+        JR = (J @ R).astype(np.float32)
+        cols = np.einsum('vij,kvj->vik', JR, B.reshape(n+m, 478, 3).astype(np.float32), optimize=True)
+        cross = np.zeros((478, 3, 3))
+        cross[:, 0, 1], cross[:, 0, 2], cross[:, 1, 2] = Y[:, 2], -Y[:, 1], Y[:, 0]
+        cross -= cross.transpose(0, 2, 1)
         D = np.concatenate([cols, J @ cross, J], 2).astype(np.float32); D[:, 2] -= D[:, 2].mean(0); D = D.reshape(-1, n+m+6)
-        H, g = D.T @ D, D.T @ res.reshape(-1).astype(np.float32); H[np.arange(n+m), np.arange(n+m)] += lam; g[:n+m] += lam*(x-x0); H[-1, -1] += 1e-3
-        d = np.linalg.solve(H.astype(np.float64), -g); x = x + d[:n+m]; R = rotation_matrix(d[n+m:n+m+3]) @ R; t = t + d[-3:]; S = (mean.reshape(-1) + x @ B).reshape(-1, 3)
+        H, g = D.T @ D, D.T @ res.reshape(-1).astype(np.float32); H[np.arange(n+m), np.arange(n+m)] += lam
+        g[:n+m] += lam*(x-x0); H[-1, -1] += 1e-3
+        d = np.linalg.solve(H.astype(np.float64), -g); x = x + d[:n+m]
+        R = rotation_matrix(d[n+m:n+m+3]) @ R; t = t + d[-3:]; S = (mean.reshape(-1) + x @ B).reshape(-1, 3)
     pad = lambda v, k: np.r_[v, np.zeros(k-len(v))].astype(np.float32)
     return pad(x[:n], 80), pad(x[n:], 64), R, t
 
@@ -77,7 +87,8 @@ def gaze_vectors(p, # (478, 3) px
                  R=None, # rotation of the head: the vectors are then in its axes
                  rest=None)->np.ndarray: # of eyes that look straight ahead; default: those of the mean face -> (4,): left eye in the picture, then right; x right, y down
     "omega of diffdeid eq. 1"
-    out, p, rest = [], p if R is None else p @ R, gaze_vectors(landmark_modes(nobody_model())[0], rest=np.zeros(4)) if rest is None else rest
+    out, p, rest = [], p if R is None else p @ R, gaze_vectors(landmark_modes(nobody_model())[0],
+                                                               rest=np.zeros(4)) if rest is None else rest
     for pupil, a, b in EYES:
         c, e = (p[a, :2]+p[b, :2])/2, (p[b, :2]-p[a, :2])/2; l = max(np.linalg.norm(e), 1e-6); e = e/l; d = (p[pupil, :2]-c)/l
         out += [d @ e, d @ [-e[1], e[0]]]
@@ -93,9 +104,11 @@ def vertex_colours(model, rgb, a, b, R, t)->tuple: # -> linear colours (V, 3), u
     import torch
     from deidnb.morphable.render import vertex_normals
     h, w = rgb.shape[:2]; X = (model.shape(a, b).astype(np.float64) @ R.T + t).astype(np.float32); q, _ = camera(X, w, h)
-    n = vertex_normals(torch.from_numpy(X)[None], model.to_torch()['triangles'])[0].numpy(); facing = -(n*X).sum(1)/np.linalg.norm(X, axis=1)
+    n = vertex_normals(torch.from_numpy(X)[None], model.to_torch()['triangles'])[0].numpy()
+    facing = -(n*X).sum(1)/np.linalg.norm(X, axis=1)
     inside = (q > 1).all(1) & (q < [w-2, h-2]).all(1); k = max(.5, .004*FOCAL*w/X[:, 2].mean())
-    c = cv2.remap(cv2.GaussianBlur(rgb, (0, 0), k), *(np.float32(q[:, i, None]) for i in (0, 1)), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+    c = cv2.remap(cv2.GaussianBlur(rgb, (0, 0), k), *(np.float32(q[:, i, None]) for i in (0, 1)), cv2.INTER_LINEAR,
+                  borderMode=cv2.BORDER_REPLICATE)[:, 0]
     return linear_light(c/255)[0].astype(np.float32), n, (np.clip((facing-.15)/.3, 0, 1) * inside).astype(np.float32)
 
 def harmonics(n): # (V, 3) -> (V, 9)
@@ -107,14 +120,19 @@ def harmonics(n): # (V, 3) -> (V, 9)
 def solve_light(model, c, n, v, # colours, normals, weights of `vertex_colours`
                 rounds=2, light_prior=.3, albedo_noise=.03)->tuple: # ridge on gamma, noise of a linear colour
     "gamma (27,), delta (80,), residual (V,) in linear light"
-    H, T = harmonics(n), model.albedo_mean.copy(); k = int((model.alb_std > 0).sum()); D = (model.albedo_basis[:k]*model.alb_std[:k, None, None]).reshape(k, -1, 3)
+    H, T = harmonics(n), model.albedo_mean.copy(); k = int((model.alb_std > 0).sum())
+    D = (model.albedo_basis[:k]*model.alb_std[:k, None, None]).reshape(k, -1, 3)
     skin = v > 0; r = v.copy(); delta, ambient = np.zeros(k), .8
     for i in range(rounds+1):
-        G = np.stack([np.linalg.solve((H*(r*T[:, j]**2)[:, None]).T @ H + light_prior*r.sum()*.01*np.eye(9), H.T @ (r*T[:, j]*(c[:, j] - ambient*T[:, j]))) for j in range(3)])
+        G = np.stack([np.linalg.solve((H*(r*T[:, j]**2)[:, None]).T @ H + light_prior*r.sum()*.01*np.eye(9),
+                                      H.T @ (r*T[:, j]*(c[:, j] - ambient*T[:, j]))) for j in range(3)])
         L = np.maximum(ambient + H @ G.T, .05)
         if k and i < rounds:
-            F = (D*L).reshape(k, -1)[:, np.repeat(skin, 3)]; wt = np.repeat(r[skin], 3)/albedo_noise**2 * 500/max(skin.sum(), 1); y = (c - model.albedo_mean*L)[skin].reshape(-1)
-            delta = np.linalg.solve((F*wt) @ F.T + np.eye(k), F @ (wt*y)); T = np.clip(model.albedo(np.r_[delta, np.zeros(80-k)].astype(np.float32)), .01, 1)
+            F = (D*L).reshape(k, -1)[:, np.repeat(skin, 3)]
+            wt = np.repeat(r[skin], 3)/albedo_noise**2 * 500/max(skin.sum(), 1)
+            y = (c - model.albedo_mean*L)[skin].reshape(-1)
+            delta = np.linalg.solve((F*wt) @ F.T + np.eye(k), F @ (wt*y))
+            T = np.clip(model.albedo(np.r_[delta, np.zeros(80-k)].astype(np.float32)), .01, 1)
         e = np.abs(c - T*L).mean(1); scale = np.median(e[skin]) + 1e-4 if skin.any() else 1.
         r = v / (1 + (e/(2*scale))**2)
     return G.astype(np.float32).reshape(-1), np.r_[delta, np.zeros(80-k)].astype(np.float32), e
@@ -149,16 +167,19 @@ def fit_face(rgb,          # uint8 (h, w, 3)
     from deidnb.faces.io import as_rgb
     rgb, model = as_rgb(rgb), model or nobody_model(); hw = rgb.shape[:2]
     if face is None: face = next(iter(find_faces(rgb, max_faces=1)), None)
-    if face is None or face.landmarks is None: raise InputError('no face that a mesh fits', 'fit_face', 'Give a picture with a visible face of 20 px or more.')
+    if face is None or face.landmarks is None:
+        raise InputError('no face that a mesh fits', 'fit_face', 'Give a picture with a visible face of 20 px or more.')
     if not np.isfinite(face.landmarks).all(): raise InputError('the landmarks are not finite', 'fit_face')
     a, b, R, t = solve_points(model, face.landmarks, hw, face.blendshapes); p = face.landmarks
-    nme = float(np.linalg.norm(camera(model.shape(a, b)[model.landmarks] @ R.T + t, hw[1], hw[0])[0] - p[:, :2], axis=1).mean() / np.linalg.norm(p[33, :2] - p[263, :2]))
+    nme = float(np.linalg.norm(camera(model.shape(a, b)[model.landmarks] @ R.T + t, hw[1], hw[0])[0] - p[:, :2],
+                               axis=1).mean() / np.linalg.norm(p[33, :2] - p[263, :2]))
     g, d, error, covered = np.zeros(27, np.float32), np.zeros(80, np.float32), np.nan, 0.
     if colours:
         c, n, v = vertex_colours(model, rgb, a, b, R, t); g, d, e = solve_light(model, c, n, v); seen = v > .5
         if seen.any(): error, covered = float(e[seen].mean()), float((e[seen] > max(.1, .4*np.median(c[seen]))).mean())
     why = doubts(R, nme, covered)
-    return Fit(Coefficients(a, b, d, g, np.float32([*rotation_vector(R), *(t - [0, 0, DISTANCE])]), gaze_vectors(p, R)), hw, nme, error, covered, not why, why)
+    return Fit(Coefficients(a, b, d, g, np.float32([*rotation_vector(R), *(t - [0, 0, DISTANCE])]), gaze_vectors(p, R)),
+               hw, nme, error, covered, not why, why)
 
 # %% ../../nbs/morphable/04_fit.ipynb #6b5f59d9
 def refine(model, rgb, fit,  # what `fit_face` gave for this picture
@@ -168,13 +189,20 @@ def refine(model, rgb, fit,  # what `fit_face` gave for this picture
     "Gradient descent on pixels"
     import torch
     from deidnb.morphable.render import project, render
-    k = side/max(rgb.shape[:2]); small = cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA) if k < 1 else rgb; k = min(k, 1.); h, w = small.shape[:2]
-    target = torch.from_numpy(small/255.).float().permute(2, 0, 1)[None]; p = torch.from_numpy((points[:, :2]+.5)*k-.5).float(); u = (p[33]-p[263]).norm(); c0 = fit.coefficients.torch(); L = torch.as_tensor(model.landmarks)
-    x = {n: getattr(c0, n)[None].clone().requires_grad_() for n in ('alpha', 'beta', 'delta', 'gamma', 'pose')}; rate = dict(pose=.1, beta=.5); errors = []
+    k = side/max(rgb.shape[:2])
+    small = cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA) if k < 1 else rgb
+    k = min(k, 1.); h, w = small.shape[:2]
+    target = torch.from_numpy(small/255.).float().permute(2, 0, 1)[None]
+    p = torch.from_numpy((points[:, :2]+.5)*k-.5).float(); u = (p[33]-p[263]).norm()
+    c0 = fit.coefficients.torch(); L = torch.as_tensor(model.landmarks)
+    x = {n: getattr(c0, n)[None].clone().requires_grad_() for n in ('alpha', 'beta', 'delta', 'gamma', 'pose')}
+    rate = dict(pose=.1, beta=.5); errors = []
     opt = torch.optim.Adam([dict(params=[v], lr=lr*rate.get(n, 1.)) for n, v in x.items()])
     for i in range(steps):
         c = Coefficients(gaze=c0.gaze[None], **x); o = render(model, c, (h, w)); m = o['mask'][:, None]
-        photo = ((o['image'] - target).abs()*m).sum() / (3*m.sum().clamp(min=1)); q = project(model.shape(c.alpha, c.beta)[:, L], c.pose, (h, w))[0][0]
-        loss = 10*photo + 100*((q - p)/u).square().sum(1).mean() + 2e-4*(x['alpha']**2).sum() + 1e-3*((x['beta'] - c0.beta)**2).sum() + 2e-4*(x['delta']**2).sum() + 1e-3*((x['gamma'] - c0.gamma)**2).sum()
+        photo = ((o['image'] - target).abs()*m).sum() / (3*m.sum().clamp(min=1))
+        q = project(model.shape(c.alpha, c.beta)[:, L], c.pose, (h, w))[0][0]
+        loss = 10*photo + 100*((q - p)/u).square().sum(1).mean() + 2e-4*(x['alpha']**2).sum() + 1e-3*((x['beta']
+                - c0.beta)**2).sum() + 2e-4*(x['delta']**2).sum() + 1e-3*((x['gamma'] - c0.gamma)**2).sum()
         errors.append(float(photo.detach())); opt.zero_grad(); loss.backward(); opt.step()
     return Coefficients(gaze=c0.gaze[None], **{n: v.detach() for n, v in x.items()})[0].numpy(), errors

@@ -30,7 +30,8 @@ def canonical_mesh()->tuple: # (468, 3) vertices with y down and z away in cm, (
     from deidnb.assets import asset
     meta = ZipFile(asset('face_landmarker')).read('geometry_pipeline_metadata_landmarks.binarypb')
     mesh = next(v for k, v in _fields(meta) if k == 1); rows = list(_fields(mesh))
-    x = np.frombuffer(b''.join(v for k, v in rows if k == 3), '<f4').reshape(468, 5); f = np.array([v for k, v in rows if k == 4]).reshape(898, 3)
+    x = np.frombuffer(b''.join(v for k, v in rows if k == 3), '<f4').reshape(468, 5)
+    f = np.array([v for k, v in rows if k == 4]).reshape(898, 3)
     v = x[:, :3]*np.float32([1, -1, -1])
     return v, outward(v, f), x[:, 3:]*np.float32([1, -1]) + np.float32([0, 1])
 
@@ -45,7 +46,8 @@ def mirror_of(x): # (n, 3) symmetric about x = 0, roughly -> (n,)
 
 # %% ../../nbs/morphable/01b_mesh.ipynb #0784e68d
 HOLES = ('left_eye', 'right_eye', 'lips_inner')
-RECESS, BEHIND = .02, (.04, .09, .07)  # eye distances: how far irises lie behind the rim of the lids, and the eyeball's edge beside, above and behind it
+# eye distances: how far irises lie behind the rim of the lids, and the eyeball's edge beside, above and behind it
+RECESS, BEHIND = .02, (.04, .09, .07)
 
 def open_mesh(triangles): # (898, 3) -> (852, 3)
     "Without the triangles that close eyes and mouth"
@@ -56,16 +58,20 @@ def coarse_mesh(mean,      # (478, 3), symmetric
                 uv,        # (468, 2)
     )->tuple: # weights (518, 478), shift (518, 3), triangles (916, 3), uv (518, 2)
     "The landmarks, then for each eye four points between those of the iris and the eyeball's edge behind the lids"
-    mirror = mirror_of(mean); W, shift, T, UV = [np.eye(478)], [np.zeros((478, 3))], [open_mesh(triangles)], [uv, np.zeros((10, 2))]
+    mirror = mirror_of(mean)
+    W, shift, T, UV = [np.eye(478)], [np.zeros((478, 3))], [open_mesh(triangles)], [uv, np.zeros((10, 2))]
     by_angle = lambda i: i[np.argsort(np.arctan2(*(mean[i] - mean[468])[:, 1::-1].T))]
     left = 468, by_angle(np.array(REGIONS['left_eye'])), by_angle(np.arange(469, 473)), 1
     for c, ring, four, side in (left, (473, mirror[left[1]], mirror[left[2]], -1)):
         n, D, R = len(mean) + 20*(side < 0), np.zeros((4, 478)), np.zeros((16, 478)); R[np.arange(16), ring] = 1
         for k in range(4): D[k, [four[k], four[(k+1) % 4]]] = .5**.5; D[k, c] = 1 - 2*.5**.5
-        p = mean[ring, :2] - mean[ring, :2].mean(0); p /= np.abs(p).max(0); away = np.c_[p/np.linalg.norm(p, axis=1, keepdims=True), np.ones(16)]*BEHIND
+        p = mean[ring, :2] - mean[ring, :2].mean(0); p /= np.abs(p).max(0)
+        away = np.c_[p/np.linalg.norm(p, axis=1, keepdims=True), np.ones(16)]*BEHIND
         W += [D, R]; shift[0][c:c+5, 2] = RECESS; shift += [np.tile([0, 0, RECESS], (4, 1)), away]
         ids = np.array([c, *np.stack([four, n + np.arange(4)], 1).ravel(), *range(n+4, n+20)])
-        if side > 0: local = np.array([(0, 1+i, 1+(i+1) % 8) for i in range(8)] + _stitch(np.arange(1, 9), np.arange(9, 25), (np.concatenate(W) @ mean + np.concatenate(shift))[ids]))
+        if side > 0:
+            local = np.array([(0, 1+i, 1+(i+1) % 8) for i in range(8)] + _stitch(np.arange(1, 9), np.arange(9, 25),
+                    (np.concatenate(W) @ mean + np.concatenate(shift))[ids]))
         T.append(ids[local][:, ::-side])
         A = np.linalg.lstsq(np.c_[mean[ring, :2], np.ones(16)], uv[ring], rcond=None)[0]   # the eye's place in the atlas
         to = lambda x: np.c_[x[:, :2], np.ones(len(x))] @ A
@@ -74,8 +80,10 @@ def coarse_mesh(mean,      # (478, 3), symmetric
 
 def _stitch(inner, outer, x): # triangles between two rings that run the same way
     c = x[inner].mean(0); angle = lambda i: np.unwrap(np.arctan2(*(x[i] - c)[:, 1::-1].T))
-    a, b = angle(np.r_[inner, inner[0]]), angle(np.r_[outer, outer[0]]); s = np.argmin(np.abs(np.angle(np.exp(1j*(b[:-1] - a[0])))))
-    outer = np.roll(outer, -s); b = angle(np.r_[outer, outer[0]]); b += 2*np.pi*np.round((a[0]-b[0])/(2*np.pi)); T, i, j = [], 0, 0
+    a, b = angle(np.r_[inner, inner[0]]), angle(np.r_[outer, outer[0]])
+    s = np.argmin(np.abs(np.angle(np.exp(1j*(b[:-1] - a[0])))))
+    outer = np.roll(outer, -s); b = angle(np.r_[outer, outer[0]])
+    b += 2*np.pi*np.round((a[0]-b[0])/(2*np.pi)); T, i, j = [], 0, 0
     I, O = np.r_[inner, inner[0]], np.r_[outer, outer[0]]
     while i < len(inner) or j < len(outer):
         if j == len(outer) or (i < len(inner) and a[i+1] <= b[j+1]): T.append((I[i], O[j], I[i+1])); i += 1
@@ -85,7 +93,8 @@ def _stitch(inner, outer, x): # triangles between two rings that run the same wa
 # %% ../../nbs/morphable/01b_mesh.ipynb #955bafd0
 def halve(triangles, n): # (F, 3) of n vertices -> (4F, 3), edges (m, 2): vertex n+k is the middle of edge k
     "Every triangle in four"
-    e, inv = np.unique(np.sort(np.concatenate([triangles[:, [0,1]], triangles[:, [1,2]], triangles[:, [2,0]]]), 1), axis=0, return_inverse=True)
+    e, inv = np.unique(np.sort(np.concatenate([triangles[:, [0,1]], triangles[:, [1,2]], triangles[:, [2,0]]]), 1),
+                       axis=0, return_inverse=True)
     i, j, k = inv.reshape(3, -1) + n; a, b, c = triangles.T
     return np.concatenate([np.stack(t, 1) for t in ((a, i, k), (i, b, j), (k, j, c), (i, j, k))]), e
 

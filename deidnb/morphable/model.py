@@ -27,7 +27,8 @@ def _checked(name, x): # one field: type, size, finite
         try: x = np.asarray(x, np.float32)
         except (TypeError, ValueError) as e: raise InputError(f'not an array of numbers: {e}', name) from None
     elif not x.is_floating_point(): raise InputError(f'must be floating point, got {x.dtype}', name)
-    if x.ndim < 1 or x.shape[-1] != SIZES[name]: raise InputError(f'needs {SIZES[name]} numbers along the last axis, got shape {tuple(x.shape)}', name)
+    if x.ndim < 1 or x.shape[-1] != SIZES[name]:
+        raise InputError(f'needs {SIZES[name]} numbers along the last axis, got shape {tuple(x.shape)}', name)
     if not (x.detach().isfinite() if is_torch(x) else np.isfinite(x)).all(): raise InputError('holds NaN or infinity', name)
     return x
 
@@ -38,15 +39,20 @@ class Coefficients:
     alpha: np.ndarray  # (..., 80) identity, in standard deviations
     beta: np.ndarray   # (..., 64) expression, in standard deviations, or in [0, 1] along a named direction
     delta: np.ndarray  # (..., 80) albedo, in standard deviations
-    gamma: np.ndarray  # (..., 27) light: 9 spherical harmonics of red, then of green, then of blue; 0 is the ambient light of the renderer
+    # (..., 27) light: 9 spherical harmonics of red, then of green, then of blue; 0 is the ambient light of the renderer
+    gamma: np.ndarray
     pose: np.ndarray   # (..., 6) rotation as an axis times an angle in radians, then translation in eye distances
-    gaze: np.ndarray   # (..., 4) eye on the picture's left, then right: x, y from its centre to the pupil over the width of the eye
+    # (..., 4) eye on the picture's left, then right: x, y from its centre to the pupil over the width of the eye
+    gaze: np.ndarray
 
     def __post_init__(self):
         for k in SIZES: setattr(self, k, _checked(k, getattr(self, k)))
-        if len({is_torch(getattr(self, k)) for k in SIZES}) > 1: raise InputError('mixes numpy and torch', 'Coefficients', 'Use .torch() or .numpy().')
+        if len({is_torch(getattr(self, k)) for k in SIZES}) > 1:
+            raise InputError('mixes numpy and torch', 'Coefficients', 'Use .torch() or .numpy().')
         for k in SIZES:
-            if getattr(self, k).shape[:-1] != self.batch: raise InputError(f'batch shape {tuple(getattr(self, k).shape[:-1])} differs from that of alpha, {tuple(self.batch)}', k)
+            if getattr(self, k).shape[:-1] != self.batch:
+                raise InputError(f'batch shape {tuple(getattr(self, k).shape[:-1])} differs from that of alpha, {tuple(self.batch)}',
+                                 k)
 
     @property
     def batch(self): return self.alpha.shape[:-1]
@@ -58,7 +64,8 @@ class Coefficients:
     @classmethod
     def unpack(cls, x): # (..., 261)
         x = x if is_torch(x) else np.asarray(x)
-        if x.ndim < 1 or x.shape[-1] != TOTAL: raise InputError(f'needs {TOTAL} numbers along the last axis, got shape {tuple(x.shape)}', 'Coefficients')
+        if x.ndim < 1 or x.shape[-1] != TOTAL:
+            raise InputError(f'needs {TOTAL} numbers along the last axis, got shape {tuple(x.shape)}', 'Coefficients')
         ends = np.cumsum(list(SIZES.values()))
         return cls(**{k: x[..., e-n:e] for (k, n), e in zip(SIZES.items(), ends)})
     @classmethod
@@ -68,7 +75,8 @@ class Coefficients:
         for k in kw:
             if k not in SIZES: raise ConfigError(f'{k!r} is not a coefficient', 'Coefficients.replace', did_you_mean(k, SIZES))
         new = {k: _checked(k, v) for k, v in kw.items()}
-        spread = lambda v: v if v.ndim > 1 else v.expand(*self.batch, -1) if is_torch(v) else np.broadcast_to(v, (*self.batch, len(v))).copy()
+        spread = lambda v: v if v.ndim > 1 else v.expand(*self.batch, -1) if is_torch(v) else np.broadcast_to(v,
+            (*self.batch, len(v))).copy()
         return replace(self, **{k: spread(v) for k, v in new.items()})
     def __getitem__(self, i): return type(self)(**{k: getattr(self, k)[i] for k in SIZES})
     def numpy(self): return type(self).unpack(x.detach().cpu().numpy() if is_torch(x := self.pack()) else x)
@@ -78,9 +86,12 @@ class Coefficients:
 
 # %% ../../nbs/morphable/00_model.ipynb #429568c2
 def _modes(B, std, n, V, name): # pad to n modes of (V, 3)
-    B = np.zeros((0, V, 3), np.float32) if B is None else np.asarray(B, np.float32); std = np.zeros(len(B)) if std is None else np.asarray(std)
-    if B.shape[1:] != (V, 3) or len(B) > n or std.shape != (len(B),): raise ConfigError(f'needs at most {n} modes of shape ({V}, 3) and a deviation each, got {B.shape} and {std.shape}', name)
-    if not (np.isfinite(B).all() and np.isfinite(std).all() and (std >= 0).all()): raise InputError('holds NaN or a negative deviation', name)
+    B = np.zeros((0, V, 3), np.float32) if B is None else np.asarray(B, np.float32)
+    std = np.zeros(len(B)) if std is None else np.asarray(std)
+    if B.shape[1:] != (V, 3) or len(B) > n or std.shape != (len(B),):
+        raise ConfigError(f'needs at most {n} modes of shape ({V}, 3) and a deviation each, got {B.shape} and {std.shape}', name)
+    if not (np.isfinite(B).all() and np.isfinite(std).all() and (std >= 0).all()):
+        raise InputError('holds NaN or a negative deviation', name)
     B, std = np.concatenate([B, np.zeros((n-len(B), V, 3), np.float32)]), np.r_[std, np.zeros(n-len(std))].astype(np.float32)
     return B, std
 
@@ -129,14 +140,17 @@ class Linear:
         return self._sum('albedo_mean', 'albedo_basis', delta if is_torch(delta) else np.asarray(delta, np.float32))
     def to_torch(self, device='cpu'): # -> dict of tensors: mean, triangles, albedo_mean and, where present, uv, landmarks
         key = ('tensors', str(device))
-        if key not in self._cache: d = {k: v for k in ('mean', 'triangles', 'albedo_mean', 'uv', 'landmarks') if (v := getattr(self, k)) is not None}; self._cache[key] = dict(zip(d, kept(d.values(), None, device)))
+        if key not in self._cache:
+            d = {k: v for k in ('mean', 'triangles', 'albedo_mean', 'uv', 'landmarks') if (v := getattr(self, k)) is not None}
+            self._cache[key] = dict(zip(d, kept(d.values(), None, device)))
         return self._cache[key]
     def neutral(self, batch=())->Coefficients:
         "The mean face, frontal, in ambient light: all zeros"
         return Coefficients.zeros(batch)
     def sample(self, n:int, rng, expression=.2)->Coefficients: # how many, numpy generator, deviation of beta
         "Identity and albedo of unit variance, mild expression (one-sided along named modes), frontal, ambient light"
-        a, b, d = (rng.standard_normal((n, len(s))).astype(np.float32) * (s > 0) for s in (self.id_std, self.exp_std, self.alb_std))
+        a, b, d = (rng.standard_normal((n, len(s))).astype(np.float32) * (s > 0) for s in (self.id_std, self.exp_std,
+                self.alb_std))
         b = b*np.float32(expression)
         return Coefficients.zeros(n).replace(alpha=a, beta=np.abs(b).clip(0, 1) if self.names else b, delta=d)
 
@@ -160,9 +174,11 @@ class MorphableModel(Linear):
 
     def __post_init__(self):
         self.mean, self.triangles = np.asarray(self.mean, np.float32), np.asarray(self.triangles, np.int64); V = len(self.mean)
-        if self.mean.shape != (V, 3) or V == 0 or not np.isfinite(self.mean).all(): raise InputError(f'must be finite with shape (V, 3), got {self.mean.shape}', 'mean')
+        if self.mean.shape != (V, 3) or V == 0 or not np.isfinite(self.mean).all():
+            raise InputError(f'must be finite with shape (V, 3), got {self.mean.shape}', 'mean')
         t = self.triangles
-        if t.ndim != 2 or t.shape[1] != 3 or t.size and (t.min() < 0 or t.max() >= V): raise InputError(f'must be (F, 3) indices below {V}', 'triangles')
+        if t.ndim != 2 or t.shape[1] != 3 or t.size and (t.min() < 0 or t.max() >= V):
+            raise InputError(f'must be (F, 3) indices below {V}', 'triangles')
         if self.albedo_mean is None: self.albedo_mean = np.tile(SKIN, (V, 1))
         self.albedo_mean = np.asarray(self.albedo_mean, np.float32)
         for b, s, n in (('identity', 'id_std', 80), ('expression', 'exp_std', 64), ('albedo_basis', 'alb_std', 80)):
@@ -176,17 +192,23 @@ class MorphableModel(Linear):
         from safetensors.numpy import save
         n = {k: _used(getattr(self, s)) for k, s in MODES.items()}
         z = {k: getattr(self, k)[:n[k]].astype(np.float16) for k in n} | {s: getattr(self, s)[:n[k]] for k, s in MODES.items()}
-        z |= {k: np.ascontiguousarray(v) for k in ('mean', 'triangles', 'albedo_mean', 'uv', 'landmarks') if (v := getattr(self, k)) is not None}
-        with atomic_path(path, overwrite) as tmp: tmp.write_bytes(save(z, {'deidnb': json.dumps(dict(format='morphable 1', names=self.names, meta=self.meta))}))
+        z |= {k: np.ascontiguousarray(v) for k in ('mean', 'triangles', 'albedo_mean', 'uv', 'landmarks')
+              if (v := getattr(self, k)) is not None}
+        with atomic_path(path, overwrite) as tmp:
+            tmp.write_bytes(save(z, {'deidnb': json.dumps(dict(format='morphable 1', names=self.names, meta=self.meta))}))
         return Path(path)
     @classmethod
     def load(cls, path):
         from safetensors import SafetensorError, safe_open
-        if not Path(path).is_file(): raise AssetError('no such model', path, 'Write one with MorphableModel.save, or read ICT, BFM or FLAME with the loaders of deidnb.morphable.model.')
+        if not Path(path).is_file():
+            raise AssetError('no such model', path,
+                             'Write one with MorphableModel.save, or read ICT, BFM or FLAME with the loaders of deidnb.morphable.model.')
         try:
-            with safe_open(path, 'np') as f: z, head = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})['deidnb'])
+            with safe_open(path, 'np') as f:
+                z, head = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})['deidnb'])
             return cls(**z, names=head['names'], meta=head['meta'])
-        except (SafetensorError, KeyError, TypeError, ValueError) as e: raise AssetError(f'is not a morphable model of this package ({type(e).__name__})', path) from e
+        except (SafetensorError, KeyError, TypeError, ValueError) as e:
+            raise AssetError(f'is not a morphable model of this package ({type(e).__name__})', path) from e
 
 # %% ../../nbs/morphable/00_model.ipynb #4c029442
 def outward(vertices, triangles)->np.ndarray: # (V, 3), (F, 3) consistently ordered
@@ -197,7 +219,8 @@ def outward(vertices, triangles)->np.ndarray: # (V, 3), (F, 3) consistently orde
 
 def icosphere(level=3): # -> (10*4^level + 2, 3) points of the unit sphere, (20*4^level, 3) outward triangles
     "Sphere of nearly equal triangles"
-    g = (1+5**.5)/2; v = np.array([(0, a, b*g) for a in (-1, 1) for b in (-1, 1)]); v = np.concatenate([np.roll(v, i, 1) for i in range(3)]) / np.hypot(1, g)
+    g = (1+5**.5)/2; v = np.array([(0, a, b*g) for a in (-1, 1) for b in (-1, 1)])
+    v = np.concatenate([np.roll(v, i, 1) for i in range(3)]) / np.hypot(1, g)
     near = np.linalg.norm(v[:, None] - v, axis=-1) < 1.1
     f = np.array([(a, b, c) for a in range(12) for b in range(a) for c in range(b) if near[a, b] and near[b, c] and near[a, c]])
     f = np.array([t if np.linalg.det(v[t]) > 0 else t[::-1] for t in f])
@@ -220,13 +243,15 @@ def toy_model(level=3, # of the icosphere: 642 vertices
     mean = v*np.float32([1.15, 1.6, 1.3]) + np.float32([0, .45, 1.2])
     skin = SKIN * (1 + .3*np.sin(4*v[:, :1]) * np.sin(3*v[:, 1:2]))
     uv = np.stack([np.arctan2(v[:, 0], -v[:, 2])/(2*np.pi) + .5, v[:, 1]/2 + .5], 1)
-    return MorphableModel(mean, f, I, scale(I, .08), E, scale(E, .05), skin, T, scale(T, .03), uv, names=[f'wave{i}' for i in range(modes)], meta=dict(source='toy'))
+    return MorphableModel(mean, f, I, scale(I, .08), E, scale(E, .05), skin, T, scale(T, .03), uv,
+                          names=[f'wave{i}' for i in range(modes)], meta=dict(source='toy'))
 
 # %% ../../nbs/morphable/00_model.ipynb #146dde9e
 def _framed(S, eyes, *modes): # (V, 3) with y up and z toward the viewer; two points; modes (k, V, 3) -> the same in our frame
     flip = np.float32([1, -1, -1]); a, b = (np.asarray(e, np.float64) for e in eyes); unit = np.linalg.norm(a - b)
     if not np.isfinite(unit) or unit == 0: raise AssetError('the eye centres of the model coincide')
-    return [((S - (a+b)/2) / unit * flip).astype(np.float32), *(None if B is None else (np.asarray(B) / unit * flip).astype(np.float32) for B in modes)]
+    return [((S - (a+b)/2) / unit * flip).astype(np.float32),
+            *(None if B is None else (np.asarray(B) / unit * flip).astype(np.float32) for B in modes)]
 
 def _need(path, name, get): # the file, or how to get it
     path = Path(path); path = path/name if path.is_dir() else path
@@ -245,16 +270,20 @@ def load_ict(folder,       # with ict_facemodel_11248.npz, or that file
              landmarks=ICT_68)->MorphableModel:
     "ICT FaceKit light: 80 identity modes, 57 named expressions"
     if area not in ICT_AREAS: raise ConfigError(f'unknown area {area!r}', 'load_ict', did_you_mean(area, ICT_AREAS))
-    path = _need(folder, 'ict_facemodel_11248.npz', 'Get the light model from github.com/ICT-VGL/ICT-FaceKit (MIT licence) as one .npz with neutral, faces, uv, uv_faces, identity, expression, expression_names.')
+    path = _need(folder, 'ict_facemodel_11248.npz',
+                 'Get the light model from github.com/ICT-VGL/ICT-FaceKit (MIT licence) as one .npz with neutral, faces, uv, uv_faces, identity, expression, expression_names.')
     try:
         with np.load(path, allow_pickle=False) as z: z = dict(z)
-        V = min(ICT_AREAS[area], len(z['neutral'])); q, uq = z['faces'], z['uv_faces']; keep = (q < V).all(1); q, uq = q[keep], uq[keep]
+        V = min(ICT_AREAS[area], len(z['neutral'])); q, uq = z['faces'], z['uv_faces']
+        keep = (q < V).all(1); q, uq = q[keep], uq[keep]
         S, I, E = _framed(z['neutral'], eye_centres(z['neutral'], np.asarray(landmarks)), z['identity'][:80], z['expression'])
-    except (KeyError, ValueError, IndexError, OSError) as e: raise AssetError(f'has not the layout of an ICT model ({type(e).__name__}: {e})', path) from e
+    except (KeyError, ValueError, IndexError, OSError) as e:
+        raise AssetError(f'has not the layout of an ICT model ({type(e).__name__}: {e})', path) from e
     uv = np.zeros((V, 2), np.float32); uv[q[:, ::-1].ravel()] = z['uv'][uq[:, ::-1].ravel()]
     f = outward(S[:V], np.concatenate([q[:, [0,1,2]], q[:, [0,2,3]]]))
     i = np.asarray(landmarks); i = i if i.max() < V else None
-    return MorphableModel(S[:V], f, *orthonormal_modes(I[:, :V]), *unit_modes(E[:, :V]), uv=uv, landmarks=i, names=z['expression_names'], meta=dict(source='ICT FaceKit light', licence='MIT', area=area))
+    return MorphableModel(S[:V], f, *orthonormal_modes(I[:, :V]), *unit_modes(E[:, :V]), uv=uv, landmarks=i,
+                          names=z['expression_names'], meta=dict(source='ICT FaceKit light', licence='MIT', area=area))
 
 # %% ../../nbs/morphable/00_model.ipynb #5fad9d62
 def linear_light(x): # displayed (sRGB) in [0, 1] -> linear in [0, 1], and the derivative
@@ -265,14 +294,17 @@ def linear_light(x): # displayed (sRGB) in [0, 1] -> linear in [0, 1], and the d
 def load_bfm(path)->MorphableModel: # BFM_model_front.mat or its folder
     "Basel Face Model 2009 with the expressions of FaceWarehouse, 68 landmarks"
     from scipy.io import loadmat
-    path = _need(path, 'BFM_model_front.mat', 'Ask for BFM 2009 at faces.dmi.unibas.ch (licence form, research only), and make this file from it with the preparation script of Deep3DFaceReconstruction.')
+    path = _need(path, 'BFM_model_front.mat',
+                 'Ask for BFM 2009 at faces.dmi.unibas.ch (licence form, research only), and make this file from it with the preparation script of Deep3DFaceReconstruction.')
     try:
         z = loadmat(path); S = z['meanshape'].reshape(-1, 3); modes = lambda k: z[k].T.reshape(z[k].shape[1], -1, 3)
         kp = z['keypoints'].ravel().astype(np.int64) - 1
-        S, I, E = _framed(S, eye_centres(S, kp), modes('idBase'), modes('exBase')); T, dT = linear_light(z['meantex'].reshape(-1, 3)/255)
+        S, I, E = _framed(S, eye_centres(S, kp), modes('idBase'), modes('exBase'))
+        T, dT = linear_light(z['meantex'].reshape(-1, 3)/255)
         return MorphableModel(S, outward(S, z['tri'].astype(np.int64) - 1), *unit_modes(I), *unit_modes(E), T, *unit_modes(modes('texBase')/255 * dT), landmarks=kp,
                               meta=dict(source='BFM 2009', licence='Basel Face Model licence, research only, not redistributable'))
-    except (KeyError, ValueError, IndexError, NotImplementedError, TypeError) as e: raise AssetError(f'has not the layout of BFM_model_front.mat ({type(e).__name__}: {e})', path) from e
+    except (KeyError, ValueError, IndexError, NotImplementedError, TypeError) as e:
+        raise AssetError(f'has not the layout of BFM_model_front.mat ({type(e).__name__}: {e})', path) from e
 
 # %% ../../nbs/morphable/00_model.ipynb #48934ba0
 def load_flame(path, shape_modes=300)->MorphableModel: # generic_model.npz, .pkl, or their folder; where expressions begin in shapedirs
@@ -280,12 +312,15 @@ def load_flame(path, shape_modes=300)->MorphableModel: # generic_model.npz, .pkl
     from deidnb.assets import unpickle_arrays
     remedy = "In an environment with chumpy: np.savez('generic_model.npz', **{k: np.asarray(d[k].todense() if hasattr(d[k], 'todense') else d[k]) for k in ('v_template', 'shapedirs', 'f', 'J_regressor')})."
     path = Path(path); path = path/'generic_model.pkl' if path.is_dir() and not (path/'generic_model.npz').exists() else path
-    path = _need(path, 'generic_model.npz', f'Get FLAME at flame.is.tue.mpg.de (licence form, research only), then convert it. {remedy}')
+    path = _need(path, 'generic_model.npz',
+                 f'Get FLAME at flame.is.tue.mpg.de (licence form, research only), then convert it. {remedy}')
     try: z = dict(np.load(path, allow_pickle=False)) if path.suffix == '.npz' else unpickle_arrays(path)
     except AssetError as e: raise AssetError(e.what, path, remedy) from None
     except (ValueError, OSError) as e: raise AssetError(f'cannot be read ({e})', path, remedy) from e
     try:
         S, D = np.asarray(z['v_template']), np.moveaxis(np.asarray(z['shapedirs']), -1, 0)
         S, I, E = _framed(S, (np.asarray(z['J_regressor']) @ S)[3:5], D[:min(80, shape_modes)], D[shape_modes:][:64])
-        return MorphableModel(S, outward(S, np.asarray(z['f']).astype(np.int64)), *unit_modes(I), *unit_modes(E), meta=dict(source='FLAME', licence='FLAME licence, research only'))
-    except (KeyError, ValueError, IndexError, TypeError) as e: raise AssetError(f'has not the layout of a FLAME model ({type(e).__name__}: {e})', path, remedy) from e
+        return MorphableModel(S, outward(S, np.asarray(z['f']).astype(np.int64)), *unit_modes(I), *unit_modes(E),
+                              meta=dict(source='FLAME', licence='FLAME licence, research only'))
+    except (KeyError, ValueError, IndexError, TypeError) as e:
+        raise AssetError(f'has not the layout of a FLAME model ({type(e).__name__}: {e})', path, remedy) from e

@@ -21,32 +21,39 @@ class Block(nn.Module):
     "Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels"
     def __init__(self, i, o, stride=1, bottleneck=False):
         super().__init__(); conv = lambda a, b, k, s=1: [nn.Conv2d(a, b, k, s, k//2, bias=False), nn.BatchNorm2d(b)]; m = o//4
-        layers = [*conv(i, m, 1), nn.ReLU(), *conv(m, m, 3, stride), nn.ReLU(), *conv(m, o, 1)] if bottleneck else [*conv(i, o, 3, stride), nn.ReLU(), *conv(o, o, 3)]
-        self.body = nn.Sequential(*layers); self.skip = nn.Sequential(*conv(i, o, 1, stride)) if i != o or stride > 1 else nn.Identity()
+        layers = [*conv(i, m, 1), nn.ReLU(), *conv(m, m, 3, stride), nn.ReLU(),
+                  *conv(m, o, 1)] if bottleneck else [*conv(i, o, 3, stride), nn.ReLU(), *conv(o, o, 3)]
+        self.body = nn.Sequential(*layers)
+        self.skip = nn.Sequential(*conv(i, o, 1, stride)) if i != o or stride > 1 else nn.Identity()
         nn.init.zeros_(self.body[-1].weight)
     def forward(self, x): return F.relu(self.body(x) + self.skip(x))
 
 # %% ../../nbs/morphable/05_regress.ipynb #9be1bedc
 SIDE = 128
 HEADS = dict(points=478*3, blendshapes=52) | SIZES   # numbers that each head gives
-PRESETS = dict(compact=dict(width=32, depths=(2, 2, 2, 2), bottleneck=False, squeeze=40, features=320), resnet50=dict(width=64, depths=(3, 4, 6, 3), bottleneck=True, squeeze=128, features=2048))
+PRESETS = dict(compact=dict(width=32, depths=(2, 2, 2, 2), bottleneck=False, squeeze=40, features=320),
+               resnet50=dict(width=64, depths=(3, 4, 6, 3), bottleneck=True, squeeze=128, features=2048))
 
 class M3D(nn.Module):
     "Crops (B, 3, 128, 128) RGB in [-1, 1] -> dict: points (B, 478, 3) pixels, blendshapes (B, 52) in [0, 1], and the blocks of `Coefficients`"
     def __init__(self, width=32, depths=(2, 2, 2, 2), bottleneck=False, squeeze=40, features=320):
-        super().__init__(); self.config = dict(width=width, depths=list(depths), bottleneck=bottleneck, squeeze=squeeze, features=features)
+        super().__init__()
+        self.config = dict(width=width, depths=list(depths), bottleneck=bottleneck, squeeze=squeeze, features=features)
         c, layers = width, [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
         for k, n in enumerate(depths):
             o = width*2**k*(4 if bottleneck else 1)
             layers += [Block(c if j == 0 else o, o, 2 if k and j == 0 else 1, bottleneck) for j in range(n)]; c = o
         self.body = nn.Sequential(*layers, nn.Conv2d(c, squeeze, 1), nn.ReLU(), nn.Flatten())
         self.head = nn.Sequential(nn.Linear(squeeze*(SIDE//32)**2, features), nn.ReLU(), nn.Linear(features, sum(HEADS.values())))
-        self.register_buffer('mean', torch.zeros(sum(HEADS.values()))); self.register_buffer('std', torch.ones(sum(HEADS.values())))
+        self.register_buffer('mean', torch.zeros(sum(HEADS.values())))
+        self.register_buffer('std', torch.ones(sum(HEADS.values())))
 
     def raw(self, x)->torch.Tensor: # standardised outputs, all heads in a row
         return self.head(self.body(x))
     def forward(self, x):
-        if x.ndim != 4 or x.shape[1:] != (3, SIDE, SIDE) or not x.is_floating_point(): raise InputError(f'needs floating-point crops (n, 3, {SIDE}, {SIDE}) in [-1, 1], got {tuple(x.shape)} {x.dtype}', 'M3D')
+        if x.ndim != 4 or x.shape[1:] != (3, SIDE, SIDE) or not x.is_floating_point():
+            raise InputError(f'needs floating-point crops (n, 3, {SIDE}, {SIDE}) in [-1, 1], got {tuple(x.shape)} {x.dtype}',
+                             'M3D')
         return split(self.raw(x).float()*self.std + self.mean)
 
 def split(y)->dict: # (B, 1747)
@@ -62,16 +69,22 @@ def coefficients(d)->Coefficients: # what a call of M3D gives
 def save_m3d(net, path, overwrite=False, **meta):
     "Weights in 16 bits; statistics of the outputs in 32"
     from safetensors.torch import save_file
-    keep = {k: v.detach().cpu().contiguous().to(torch.float32 if k in ('mean', 'std') else torch.float16 if v.is_floating_point() else v.dtype) for k, v in net.state_dict().items()}
-    with atomic_path(path, overwrite=overwrite) as tmp: save_file(keep, str(tmp), {'config': json.dumps(net.config)} | {k: json.dumps(v) for k, v in meta.items()})
+    keep = {k: v.detach().cpu().contiguous().to(torch.float32 if k in ('mean', 'std') else torch.float16
+                                                if v.is_floating_point() else v.dtype) for k,
+            v in net.state_dict().items()}
+    with atomic_path(path, overwrite=overwrite) as tmp:
+        save_file(keep, str(tmp), {'config': json.dumps(net.config)} | {k: json.dumps(v) for k, v in meta.items()})
 
 def load_m3d(path)->M3D:
     "`InputError` if the file is something else"
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(str(path), 'pt') as f: net = M3D(**json.loads(f.metadata()['config'])); net.load_state_dict({k: f.get_tensor(k).float() for k in f.keys()})
+        with safe_open(str(path), 'pt') as f:
+            net = M3D(**json.loads(f.metadata()['config']))
+            net.load_state_dict({k: f.get_tensor(k).float() for k in f.keys()})
     except FileNotFoundError: raise InputError('no such file', path) from None
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as e: raise InputError(f'holds no M_3D: {str(e).splitlines()[0]}', path, 'Make one with deidnb.train.regress.') from None
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as e:
+        raise InputError(f'holds no M_3D: {str(e).splitlines()[0]}', path, 'Make one with deidnb.train.regress.') from None
     return net.eval().requires_grad_(False)
 
 @lru_cache(1)
@@ -83,14 +96,18 @@ def m3d()->M3D:
 def turn_light(gamma, phi): # (..., 27), radians -> (..., 27)
     "The light after a rotation of the picture"
     g = np.array(gamma, np.float64).reshape(*np.shape(gamma)[:-1], 3, 9); out = g.copy()
-    for x, y, a in ((3, 1, phi), (7, 5, phi), (8, 4, 2*phi)): c, s = np.cos(a), np.sin(a); out[..., x], out[..., y] = c*g[..., x] - s*g[..., y], s*g[..., x] + c*g[..., y]
+    for x, y, a in ((3, 1, phi), (7, 5, phi), (8, 4, 2*phi)):
+        c, s = np.cos(a), np.sin(a)
+        out[..., x], out[..., y] = c*g[..., x] - s*g[..., y], s*g[..., x] + c*g[..., y]
     return out.reshape(np.shape(gamma)).astype(np.float32)
 
 def move_pose(pose, M, hw, new_hw): # (6,), (2, 3) picture -> new picture
     "Pose in the new picture"
     from deidnb.morphable.fit import DISTANCE, FOCAL, rotation_matrix, rotation_vector
-    r, t = np.asarray(pose[:3], float), pose[3:] + np.array([0, 0, DISTANCE]); s = np.sqrt(np.linalg.det(M[:, :2])); Q = np.eye(3); Q[:2, :2] = M[:, :2]/s
-    f, f2 = FOCAL*hw[1], FOCAL*new_hw[1]; z = t[2]*f2/(s*f); c = M[:, :2] @ (f*t[:2]/t[2] + [(hw[1]-1)/2, (hw[0]-1)/2]) + M[:, 2] - [(new_hw[1]-1)/2, (new_hw[0]-1)/2]
+    r, t = np.asarray(pose[:3], float), pose[3:] + np.array([0, 0, DISTANCE])
+    s = np.sqrt(np.linalg.det(M[:, :2])); Q = np.eye(3); Q[:2, :2] = M[:, :2]/s
+    f, f2 = FOCAL*hw[1], FOCAL*new_hw[1]; z = t[2]*f2/(s*f)
+    c = M[:, :2] @ (f*t[:2]/t[2] + [(hw[1]-1)/2, (hw[0]-1)/2]) + M[:, 2] - [(new_hw[1]-1)/2, (new_hw[0]-1)/2]
     return np.float32([*rotation_vector(Q @ rotation_matrix(r)), *(c*z/f2), z - DISTANCE])
 
 def move(c, M, hw, new_hw)->Coefficients: # one face; (2, 3) picture -> new picture
@@ -117,5 +134,6 @@ def regress_faces(rgb, faces, net=None)->list: # uint8 (h, w, 3), faces with fiv
     out = []
     for i, (f, t) in enumerate(zip(faces, T)):
         back = invert(t); c = move(Coefficients(**{k: d[k][i] for k in SIZES}), back, (SIDE, SIDE), hw)
-        out.append((Face(f.box, f.points5, f.score, transform_points(back, d['points'][i]), d['blendshapes'][i], f.pose, 'm3d', f.notes), c))
+        out.append((Face(f.box, f.points5, f.score, transform_points(back, d['points'][i]), d['blendshapes'][i], f.pose,
+                         'm3d', f.notes), c))
     return out

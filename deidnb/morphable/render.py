@@ -56,7 +56,8 @@ def corner_table(triangles, # (F, 3)
     "Which corners meet at a vertex; remembered for as long as the tensor of triangles lives"
     if (kept := _tables.get(triangles)) is not None and kept[0] == (V, triangles._version): return kept[1]
     i, order = triangles.T.reshape(-1).sort(stable=True); n = torch.bincount(i, minlength=V)
-    t = torch.full((V, int(n.max())), len(order), device=i.device); t[i, torch.arange(len(i), device=i.device) - (n.cumsum(0) - n)[i]] = order
+    t = torch.full((V, int(n.max())), len(order), device=i.device)
+    t[i, torch.arange(len(i), device=i.device) - (n.cumsum(0) - n)[i]] = order
     _tables[triangles] = (V, triangles._version), t
     return t
 
@@ -87,13 +88,15 @@ def vertex_normals(vertices,  # (B, V, 3)
     "Mean of the surrounding triangles' normals, weighted by area"
     B, V, _ = vertices.shape; index, table = triangles.T.reshape(-1), corner_table(triangles, V)
     x = vertices.permute(1, 2, 0).reshape(V, 3*B)               # the batch last: long rows are quick to gather
-    a, b, c = _ToCorners.apply(x, index, table).view(3, -1, 3, B).unbind(0); (ex, ey, ez), (gx, gy, gz) = (b-a).unbind(1), (c-a).unbind(1)
+    a, b, c = _ToCorners.apply(x, index, table).view(3, -1, 3, B).unbind(0)
+    (ex, ey, ez), (gx, gy, gz) = (b-a).unbind(1), (c-a).unbind(1)
     n = torch.stack([ey*gz - ez*gy, ez*gx - ex*gz, ex*gy - ey*gx], 1).view(-1, 3*B)
     return unit(_ToVertices.apply(n.repeat(3, 1), index, table).view(V, 3, B).permute(2, 0, 1))
 
 # %% ../../nbs/morphable/01_render.ipynb #44a9cee8
 AMBIENT = .8
-_SH = torch.tensor([math.sqrt(1/(4*math.pi)), *[2/3*math.sqrt(3/(4*math.pi))]*3, *[math.sqrt(15/(4*math.pi))/4]*2, math.sqrt(5/(16*math.pi))/4, math.sqrt(15/(4*math.pi))/4, math.sqrt(15/(16*math.pi))/4])
+_SH = torch.tensor([math.sqrt(1/(4*math.pi)), *[2/3*math.sqrt(3/(4*math.pi))]*3, *[math.sqrt(15/(4*math.pi))/4]*2,
+                    math.sqrt(5/(16*math.pi))/4, math.sqrt(15/(4*math.pi))/4, math.sqrt(15/(16*math.pi))/4])
 
 def sh_basis(n, # (..., 3) unit normals in the camera's frame
     ):          # (..., 9)
@@ -135,11 +138,13 @@ def _setup(xy, z, triangles, hw, cull): # -> rows of one triangle each: corner 0
 
 def _nearest(rows, box, batch, ids, hw, keys): # lower the keys of the pixels inside the triangles
     h, w = hw; (l, t, nx, ny), dev = box, rows.device; count = nx*ny
-    i = torch.repeat_interleave(torch.arange(len(count), device=dev), count); k = torch.arange(len(i), device=dev) - (count.cumsum(0) - count)[i]
+    i = torch.repeat_interleave(torch.arange(len(count), device=dev), count)
+    k = torch.arange(len(i), device=dev) - (count.cumsum(0) - count)[i]
     row = torch.div(k, nx[i], rounding_mode='floor'); px, py = l[i] + k - row*nx[i], t[i] + row
     x0, y0, ex, ey, gx, gy, i0, i1, i2 = rows.index_select(1, i); dx, dy = px-x0, py-y0
     w1, w2 = dx*gy - dy*gx, ex*dy - ey*dx; w0 = 1-w1-w2
-    inside = (torch.minimum(torch.minimum(w0, w1), w2) >= -EPS).nonzero()[:, 0]; z = 1/(w0*i0 + w1*i1 + w2*i2)[inside]; i = i[inside]
+    inside = (torch.minimum(torch.minimum(w0, w1), w2) >= -EPS).nonzero()[:, 0]
+    z = 1/(w0*i0 + w1*i1 + w2*i2)[inside]; i = i[inside]
     key = (z.float().view(torch.int32).long() << 32) | ids[i]
     keys.scatter_reduce_(0, (batch[i]*h + py[inside])*w + px[inside], key, 'amin')
 
@@ -152,22 +157,29 @@ class _Pytorch3d:
         from pytorch3d.structures import Meshes
         (h, w), T = hw, len(triangles); x, y = xy.unbind(-1); s = min(h, w)
         verts = torch.stack([(w-1-2*x)/s, (h-1-2*y)/s, depth], -1)
-        P, Z = xy.detach()[:, triangles], depth.detach()[:, triangles]; e, g = P[:, :, 1]-P[:, :, 0], P[:, :, 2]-P[:, :, 0]; area = e[..., 0]*g[..., 1] - e[..., 1]*g[..., 0]
+        P, Z = xy.detach()[:, triangles], depth.detach()[:, triangles]
+        e, g = P[:, :, 1]-P[:, :, 0], P[:, :, 2]-P[:, :, 0]
+        area = e[..., 0]*g[..., 1] - e[..., 1]*g[..., 0]
         keep = (Z > NEAR).all(-1) & ((area < -1e-8) if cull else (area.abs() > 1e-8)); index = keep.nonzero()[:, 1]
-        f, z, bary, _ = rasterize_meshes(Meshes(list(verts), [triangles[k] for k in keep]), image_size=(h, w), blur_radius=0., faces_per_pixel=1, perspective_correct=True)
+        f, z, bary, _ = rasterize_meshes(Meshes(list(verts), [triangles[k] for k in keep]), image_size=(h, w),
+                                         blur_radius=0., faces_per_pixel=1, perspective_correct=True)
         mask = f[..., 0] >= 0; ids = torch.where(mask, index[f[..., 0].clamp(min=0)], -1)
         return Fragments(ids, bary[..., 0, :]*mask[..., None], z[..., 0]*mask, mask)
     @staticmethod
     def interpolate(attributes, ids, bary, triangles):
         from pytorch3d.ops import interpolate_face_attributes
-        B, T = len(ids), len(triangles); packed = torch.where(ids >= 0, ids + T*torch.arange(B, device=ids.device)[:, None, None], -1)
-        return interpolate_face_attributes(packed[..., None], bary[..., None, :], attributes[:, triangles].flatten(0, 1))[..., 0, :]
+        B, T = len(ids), len(triangles)
+        packed = torch.where(ids >= 0, ids + T*torch.arange(B, device=ids.device)[:, None, None], -1)
+        return interpolate_face_attributes(packed[..., None], bary[..., None, :], attributes[:, triangles].flatten(0,
+                1))[..., 0, :]
 
 def _backend(name):
     "The back end of this name, or what to install"
     if name != 'pytorch3d': raise ConfigError(f'unknown back end {name!r}', 'backend', "Use 'torch' or 'pytorch3d'.")
     try: import pytorch3d
-    except ImportError: raise ConfigError('PyTorch3D is not installed', "backend='pytorch3d'", "Build it from github.com/facebookresearch/pytorch3d for your torch, or use backend='torch'.") from None
+    except ImportError:
+        raise ConfigError('PyTorch3D is not installed', "backend='pytorch3d'",
+                          "Build it from github.com/facebookresearch/pytorch3d for your torch, or use backend='torch'.") from None
     return _Pytorch3d
 
 # %% ../../nbs/morphable/01_render.ipynb #999a18d8
@@ -175,7 +187,8 @@ def _weights(xyz, triangles, keys, hw): # differentiable weights and depths of t
     B, V, _ = xyz.shape; h, w = hw; hit = (keys < EMPTY).nonzero()[:, 0]; ids = keys[hit] & 0xffffffff
     corner = (triangles[ids] + (hit // (h*w) * V)[:, None]).reshape(-1)
     P = xyz.reshape(-1, 3).index_select(0, corner).view(-1, 3, 3); q = torch.stack([hit % w, hit // w % h], 1).to(P)
-    e, g, d = P[:, 1, :2]-P[:, 0, :2], P[:, 2, :2]-P[:, 0, :2], q-P[:, 0, :2]; cross = lambda a, b: a[:, 0]*b[:, 1] - a[:, 1]*b[:, 0]
+    e, g, d = P[:, 1, :2]-P[:, 0, :2], P[:, 2, :2]-P[:, 0, :2], q-P[:, 0, :2]
+    cross = lambda a, b: a[:, 0]*b[:, 1] - a[:, 1]*b[:, 0]
     area = cross(e, g); w1, w2 = cross(d, g)/area, cross(e, d)/area
     s = torch.stack([1-w1-w2, w1, w2], 1) / P[..., 2]; iz = s.sum(1, keepdim=True)
     return hit, ids, s/iz, 1/iz[:, 0]
@@ -196,7 +209,8 @@ def rasterise(xy,        # (B, V, 2) pixels
         parts = ((box[2]*box[3]).cumsum(0) // chunk).unique_consecutive(return_counts=True)[1].tolist()
         for part in zip(*(x.split(parts, -1) for x in (rows, box, batch, ids))): _nearest(*part, hw, keys)
     hit, ids, b, z = _weights(torch.cat([xy, depth[..., None]], -1), triangles, keys, hw)
-    full = lambda x, fill: torch.full((B*h*w, *x.shape[1:]), fill, dtype=x.dtype, device=x.device).index_copy(0, hit, x).view(B, h, w, *x.shape[1:])
+    full = lambda x, fill: torch.full((B*h*w, *x.shape[1:]), fill, dtype=x.dtype, device=x.device).index_copy(0, hit,
+        x).view(B, h, w, *x.shape[1:])
     return Fragments(full(ids, -1), full(b, 0), full(z, 0), (keys < EMPTY).view(B, h, w))
 
 def interpolate(attributes, # (B, V, C)
@@ -225,7 +239,8 @@ def visible_vertices(X, xy, normals, depth, mask, # (B, V, 3), (B, V, 2), (B, V,
                      tolerance=.03): # eye distances
     "(B, V) bool: faces the camera, lies in the picture, and is not behind what its nearest pixel shows by more than the tolerance plus the slope of the surface over a pixel"
     B, h, w = depth.shape; x, y = xy.detach().round().clamp(-1, max(h, w)+1).long().unbind(-1); X = X.detach(); z = X[..., 2]
-    cos = -(normals.detach()*X).sum(-1) / X.norm(dim=-1).clamp(min=1e-9); slope = ((1-cos*cos).clamp(min=0).sqrt() / cos.clamp(min=.05))
+    cos = -(normals.detach()*X).sum(-1) / X.norm(dim=-1).clamp(min=1e-9)
+    slope = ((1-cos*cos).clamp(min=0).sqrt() / cos.clamp(min=.05))
     nearest = torch.where(mask, depth.detach(), torch.inf).flatten(1).gather(1, y.clamp(0, h-1)*w + x.clamp(0, w-1))
     return (x >= 0) & (x < w) & (y >= 0) & (y < h) & (z > NEAR) & (cos > 0) & (z <= nearest + tolerance + slope*pixel*z)
 
@@ -240,13 +255,19 @@ def render(model,        # MorphableModel
     "A picture of the face, differentiable in every coefficient but the gaze"
     c = coefficients if isinstance(coefficients.alpha, torch.Tensor) else coefficients.torch()
     c = c[None] if not c.batch else c; T = model.to_torch(c.alpha.device); f = T['triangles']
-    if len(c.batch) != 1 or not c.batch[0]: raise InputError(f'needs one batch axis with at least one face, got {tuple(c.batch)}', 'render')
+    if len(c.batch) != 1 or not c.batch[0]:
+        raise InputError(f'needs one batch axis with at least one face, got {tuple(c.batch)}', 'render')
     X = place(model.shape(c.alpha, c.beta), c.pose, distance); n = vertex_normals(X, f); xy, z = pinhole(X, hw, focal)
     R = rasterise(xy, z, f, hw, cull, backend); parts = [model.albedo(c.delta), n]
     if 'uv' in T: parts.append(T['uv'].to(z).expand(len(X), -1, -1))
     if backend == 'torch': hit, A = _mix(torch.cat(parts, -1), R.ids, R.bary, f)
-    else: hit = R.mask.reshape(-1).nonzero()[:, 0]; A = interpolate(torch.cat(parts, -1), R.ids, R.bary, f, backend).flatten(0, 2)[hit]
+    else:
+        hit = R.mask.reshape(-1).nonzero()[:, 0]
+        A = interpolate(torch.cat(parts, -1), R.ids, R.bary, f, backend).flatten(0, 2)[hit]
     albedo, normals, uv = A.split([3, 3, A.shape[1]-6], 1); normals = unit(normals); count = R.mask.flatten(1).sum(1).tolist()
     light = shade(albedo, normals, c.gamma, ambient, count)
-    full = lambda x, fill: torch.full((R.mask.numel(), x.shape[1]), fill, dtype=x.dtype, device=x.device).index_copy(0, hit, x).view(*R.mask.shape, -1)
-    return dict(image=full(encode(light), background).permute(0, 3, 1, 2), mask=R.mask, depth=R.depth, normals=full(normals, 0), visible=visible_vertices(X, xy, n, R.depth, R.mask, 1/(focal*hw[1])), xy=xy, uv=full(uv, 0) if 'uv' in T else None, fragments=R)
+    full = lambda x, fill: torch.full((R.mask.numel(), x.shape[1]), fill, dtype=x.dtype, device=x.device).index_copy(0,
+        hit, x).view(*R.mask.shape, -1)
+    return dict(image=full(encode(light), background).permute(0, 3, 1, 2), mask=R.mask, depth=R.depth,
+                normals=full(normals, 0), visible=visible_vertices(X, xy, n, R.depth, R.mask, 1/(focal*hw[1])), xy=xy,
+                uv=full(uv, 0) if 'uv' in T else None, fragments=R)

@@ -56,7 +56,8 @@ def _blend_net():
     path = cache_dir()/'derived'/'face_blendshapes.tflite'; net = ZipFile(asset('face_landmarker')).read(path.name)
     if not path.is_file() or path.read_bytes() != net:
         with atomic_path(path, overwrite=True) as tmp: tmp.write_bytes(net)
-    return import_openvino().Core().compile_model(str(path), 'CPU', {'INFERENCE_NUM_THREADS': 1, 'INFERENCE_PRECISION_HINT': 'f32'})
+    return import_openvino().Core().compile_model(str(path), 'CPU', {'INFERENCE_NUM_THREADS': 1,
+            'INFERENCE_PRECISION_HINT': 'f32'})
 
 def blendshapes_of(X): # (..., 478, 3) meshes -> (..., 52)
     "What MediaPipe's second network, which sees 146 points and no picture, says of a mesh; position and size do not matter"
@@ -92,7 +93,8 @@ def ict_prior(mean,  # (478, 3)
     for n, d in zip(ict.names, s*(ict.expression*ict.exp_std[:, None, None])[:len(ict.names)] @ R.T):
         n = n.replace('_L', 'Left').replace('_R', 'Right'); n = n if n in NAMES else n.removesuffix('Left').removesuffix('Right')
         if n in NAMES: modes[n] = modes.get(n, 0) + d
-    like = lambda x, d: np.concatenate([x, *(.6*d(n)/np.linalg.norm(d(n), axis=-1).max() for n in ('jawOpen', 'eyeBlinkLeft', 'eyeBlinkRight'))], 1)
+    like = lambda x, d: np.concatenate([x, *(.6*d(n)/np.linalg.norm(d(n), axis=-1).max() for n in ('jawOpen',
+                    'eyeBlinkLeft', 'eyeBlinkRight'))], 1)
     far, near = cKDTree(like(x, modes.get)).query(like(mean[:468], lambda n: guide[NAMES.index(n), :468]), k=4)
     w = 1/(far + .01); w /= w.sum(1, keepdims=True)
     for n, d in modes.items(): E[NAMES.index(n), :468] = np.einsum('vk,vkc->vc', w, d[near])
@@ -106,7 +108,8 @@ def stiff(E, scale=.03): # (52, 478, 3) -> (478,) weights of the alignment
 
 def support(E, mean, floor=.1): # (52, 478, 3), (478, 3) -> (52, 478) how far the data may change the prior
     "Where a direction may move the face: where its prior does, and one-sided names on their side only"
-    a = np.linalg.norm(E, axis=-1); m = floor + (1-floor)*np.sqrt(a/np.maximum(a.max(1, keepdims=True), 1e-9)) if a.any() else np.ones(a.shape)
+    a = np.linalg.norm(E, axis=-1)
+    m = floor + (1-floor)*np.sqrt(a/np.maximum(a.max(1, keepdims=True), 1e-9)) if a.any() else np.ones(a.shape)
     for n, k in zip(NAMES, m):
         side = n.endswith('Left') - n.endswith('Right')
         if n.startswith('eyeLook'): k[range(473, 478) if side > 0 else range(468, 473)] = 1
@@ -150,14 +153,19 @@ def posterior(X, mean, A, E, sd, noise=.01): # -> alpha (m, 80), beta (m, 64)
 def match(b, E, mean, rounds=4, step=.6, progress=False): # (m, 52) blendshapes -> (m, 52) beta
     "The expression that gives the *mean* face a person's blendshapes: a face of one's own then cannot pass for expression"
     from tqdm import tqdm
-    rest = blendshapes_of(mean); gain = np.clip(2*(np.diag(blendshapes_of(mean + .5*E)) - rest), .3, 1.5); beta = b.astype(np.float64)
-    for _ in tqdm(range(rounds), desc='match', unit='round', disable=not progress): beta = np.clip(beta + step*(b - blendshapes_of(mean + np.tensordot(beta, E, 1)))/gain, -.5, 1.5)
+    rest = blendshapes_of(mean)
+    gain = np.clip(2*(np.diag(blendshapes_of(mean + .5*E)) - rest), .3, 1.5)
+    beta = b.astype(np.float64)
+    for _ in tqdm(range(rounds), desc='match', unit='round', disable=not progress):
+        beta = np.clip(beta + step*(b - blendshapes_of(mean + np.tensordot(beta, E, 1)))/gain, -.5, 1.5)
     return beta
 
 def separate(X, b, E, R, r_sd, mirror, rounds=3, progress=False): # -> mean, identity modes, shares, deviations of beta
     "Identity is what stays when expression is taken away: first by `match`, then alternately with the most probable coefficients"
     Ef = np.concatenate([E, R])
-    mean = (X - np.tensordot(b, E, 1)).mean(0); mean = (mean + mean[mirror]*FLIP)/2; beta = np.c_[match(b, E, mean, progress=progress), np.zeros((len(b), len(R)))]; own = beta.copy()
+    mean = (X - np.tensordot(b, E, 1)).mean(0); mean = (mean + mean[mirror]*FLIP)/2
+    beta = np.c_[match(b, E, mean, progress=progress), np.zeros((len(b), len(R)))]
+    own = beta.copy()
     for k in range(rounds):
         mean, A, share = principal(X - np.tensordot(own, Ef, 1), mirror)
         sd = np.r_[np.sqrt((beta[:, :52]**2).mean(0)), r_sd]
@@ -167,5 +175,6 @@ def separate(X, b, E, R, r_sd, mirror, rounds=3, progress=False): # -> mean, ide
 # %% ../../nbs/morphable/01d_shape.ipynb #8594fe81
 def leak(X, mean, A, E, sd, rng, noise=.01)->tuple: # aligned meshes -> change when alpha, when beta is exchanged: (52,) each, in blendshapes
     "Fit, exchange, ask again"
-    a, b = posterior(X, mean, A, E, sd, noise); other = rng.permutation(len(X)); face = lambda a, b: blendshapes_of(mean + np.tensordot(a, A, 1) + np.tensordot(b, E, 1))
+    a, b = posterior(X, mean, A, E, sd, noise); other = rng.permutation(len(X))
+    face = lambda a, b: blendshapes_of(mean + np.tensordot(a, A, 1) + np.tensordot(b, E, 1))
     own = face(a, b); return tuple(np.sqrt(((face(*ab) - own)**2).mean(0)) for ab in ((a[other], b), (a, b[other])))

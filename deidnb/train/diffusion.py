@@ -38,18 +38,27 @@ def squeeze(W, rank=32)->tuple: # (129, 27648) texture of a code -> (129, rank),
     u, s, v = np.linalg.svd(W, full_matrices=False); return (u*s)[:, :rank].astype(np.float16), v[:rank].astype(np.float16)
 
 # %% ../../nbs/train/07_diffusion.ipynb #53bd17d9
-TASKS = dict(diffdeid={}, inpaint=dict(identity=False), prior=dict(render=False, attention=False, identity=False))   # what a network is told, as changes of the `Denoiser`
+# what a network is told, as changes of the `Denoiser`
+TASKS = dict(diffdeid={}, inpaint=dict(identity=False), prior=dict(render=False, attention=False, identity=False))
 
 def example(d, i, kind, rng, task='diffdeid', mouth=.5)->dict: # task: see `TASKS`
     "One training example"
     from deidnb.generate.diffdeid import shown
     from deidnb.generate.inpaint import keypoints
-    own = kind == 'own'; base, target, Q, z = (d['crop'][i], d['crop'][i], d['mesh'][i], d['code'][i]) if own else (d['base'][i], d['target'][i], d['target_mesh'][i], d['target_code'][i]); drawn, rho = d[kind]['drawn'][i], d[kind]['rho'][i]
+    own = kind == 'own'
+    base, target, Q, z = (d['crop'][i], d['crop'][i], d['mesh'][i], d['code'][i]) if own else (d['base'][i],
+        d['target'][i], d['target_mesh'][i], d['target_code'][i])
+    drawn, rho = d[kind]['drawn'][i], d[kind]['rho'][i]
     if rng.random() < .5:
-        t = np.stack([255*np.clip((np.arange(256)/255)**rng.uniform(.7, 1.4)*a, 0, 1) for a in rng.uniform(.85, 1.15, 3)*rng.uniform(.8, 1.1)], 1).astype(np.uint8); base, target, colours = (cv2.LUT(np.ascontiguousarray(x[..., :3]), t[None]) for x in (base, target, drawn)); drawn = np.dstack([colours, drawn[..., 3]])
+        t = np.stack([255*np.clip((np.arange(256)/255)**rng.uniform(.7, 1.4)*a, 0, 1) for a in rng.uniform(.85, 1.15,
+                    3)*rng.uniform(.8, 1.1)], 1).astype(np.uint8)
+        base, target, colours = (cv2.LUT(np.ascontiguousarray(x[..., :3]), t[None]) for x in (base, target, drawn))
+        drawn = np.dstack([colours, drawn[..., 3]])
     s = shown(base, Q, drawn, task == 'diffdeid' and rng.random() < mouth)
     if task == 'inpaint': s, rho, z = s | dict(rendered=keypoints(Q)), 0*rho, 0*z
-    if task == 'prior': s, rho, z = s | dict(masked=0*s['masked'], rendered=0*s['rendered'], hard=np.ones_like(s['hard']), mask=np.ones_like(s['mask'])), 0*rho, 0*z
+    if task == 'prior':
+        s, rho, z = s | dict(masked=0*s['masked'], rendered=0*s['rendered'], hard=np.ones_like(s['hard']),
+                             mask=np.ones_like(s['mask'])), 0*rho, 0*z
     return s | dict(known=base.astype(np.float32)/127.5 - 1, target=target.astype(np.float32)/127.5 - 1, rho=rho, code=z)
 
 def other_example(d, i, spread, rows, A, B, rng)->dict: # row; mean and Cholesky factor of the codes; ridges of alpha and delta
@@ -64,10 +73,20 @@ def drawer(d, rows, kinds, task='diffdeid', steps=1000, others=0, A=None, B=None
     mu = d['code'][rows].mean(0); spread = mu, np.linalg.cholesky(np.cov(d['code'][rows].T) + 1e-5*np.eye(d['code'].shape[1]))
     can = {k: (r := rows[rows < len(d[k]['rho'])])[np.abs(d[k]['rho'][r]).sum(1) > 0] for k in set(kinds)}
     def draw(rng):
-        e = [example(d, rng.choice(can[k]), k, rng, task) for k in kinds]; t = lambda k: torch.from_numpy(np.stack([np.asarray(x[k], np.float32) for x in e])); image = lambda k: t(k).permute(0, 3, 1, 2)
+        e = [example(d, rng.choice(can[k]), k, rng, task) for k in kinds]
+        t = lambda k: torch.from_numpy(np.stack([np.asarray(x[k], np.float32) for x in e]))
+        image = lambda k: t(k).permute(0, 3, 1, 2)
         when = (rng.permutation(len(e)) + rng.random(len(e)))/len(e)*steps      # one of each stretch of the schedule
-        b = {k: image(k) for k in ('known', 'target', 'masked', 'rendered')} | dict(mask=t('mask')[:, None], hard=t('hard')[:, None], grid=t('grid'), rho=t('rho'), code=t('code'), t=torch.from_numpy(when.astype(np.int64)), noise=torch.from_numpy(rng.standard_normal((len(e), 3, SIDE, SIDE)).astype(np.float32)))
-        if others: e = [other_example(d, rng.choice(can['own']), spread, rows, A, B, rng) for _ in range(others)]; b['other'] = batch_of(e) | dict(zone=t('zone')[:, None], own=t('own'), t=torch.from_numpy(rng.integers(200, steps, others)), noise=torch.from_numpy(rng.standard_normal((others, 3, SIDE, SIDE)).astype(np.float32)))
+        b = {k: image(k) for k in ('known', 'target', 'masked', 'rendered')} | dict(mask=t('mask')[:, None],
+            hard=t('hard')[:, None], grid=t('grid'), rho=t('rho'), code=t('code'),
+            t=torch.from_numpy(when.astype(np.int64)),
+            noise=torch.from_numpy(rng.standard_normal((len(e), 3, SIDE, SIDE)).astype(np.float32)))
+        if others:
+            e = [other_example(d, rng.choice(can['own']), spread, rows, A, B, rng) for _ in range(others)]
+            b['other'] = batch_of(e) | dict(zone=t('zone')[:, None], own=t('own'),
+                                            t=torch.from_numpy(rng.integers(200, steps, others)),
+                                            noise=torch.from_numpy(rng.standard_normal((others, 3, SIDE,
+                            SIDE)).astype(np.float32)))
         return b
     return draw
 
@@ -79,20 +98,25 @@ def schedule()->np.ndarray: # cumulative products of the linear schedule, rescal
     from diffusers import DDIMScheduler
     return DDIMScheduler(**SCHEDULE).alphas_cumprod.numpy()
 
-SCHEDULE = dict(num_train_timesteps=1000, beta_schedule='linear', prediction_type='v_prediction', timestep_spacing='trailing', rescale_betas_zero_snr=True, clip_sample=False)
+SCHEDULE = dict(num_train_timesteps=1000, beta_schedule='linear', prediction_type='v_prediction',
+                timestep_spacing='trailing', rescale_betas_zero_snr=True, clip_sample=False)
 
 def losses(net, parts, b, bar, amp, images=True)->tuple: # Denoiser, frozen experts, batch, alpha-bar (1000,) -> terms, result (B, 3, S, S) in [0, 1]
     "Terms of eq. 11"
     import torch.nn.functional as F
     import torch
     from deidnb.train.fusion import sface_crops
-    a = bar[b['t']].view(-1, 1, 1, 1); x, h = b['target'], b['hard']; z = a.sqrt()*x + (1-a).sqrt()*b['noise']; seen = h*z + (1-h)*b['known']
+    a = bar[b['t']].view(-1, 1, 1, 1); x, h = b['target'], b['hard']
+    z = a.sqrt()*x + (1-a).sqrt()*b['noise']; seen = h*z + (1-h)*b['known']
     with amp(): v = net(seen, b['t'], b['masked'], b['rendered'], b['rho'], b['code'])
     v = v.float(); clean = a.sqrt()*z - (1-a).sqrt()*v; over = lambda e: (e*h).sum()/(3*h.sum())
     d = dict(denoise=over((v - (a.sqrt()*b['noise'] - (1-a).sqrt()*x))**2), rec=over((clean-x)**2))
     out = (b['mask']*clean + (1-b['mask'])*b['known'])/2 + .5
     if images:
-        with amp(): q = out.contiguous(memory_format=torch.channels_last); p = parts['lpips'](q*2-1, x.contiguous(memory_format=torch.channels_last)).float(); e = F.normalize(parts['sface'](sface_crops(q)).float())
+        with amp():
+            q = out.contiguous(memory_format=torch.channels_last)
+            p = parts['lpips'](q*2-1, x.contiguous(memory_format=torch.channels_last)).float()
+            e = F.normalize(parts['sface'](sface_crops(q)).float())
         d |= dict(perceptual=p.mean(), id=(1 - (e*b['code']).sum(1)).mean())
     return d, out
 
@@ -107,19 +131,27 @@ def follow(net, parts, o, bar, amp)->tuple: # Denoiser, frozen experts, the batc
         with amp(): v = net(x, t, o['masked'], o['rendered'], o['rho'], o['code'])
         return a.sqrt()*x - (1-a).sqrt()*v.float()
     with torch.no_grad(): first = clean(o['noise'], torch.full_like(o['t'], len(bar)-1))
-    a = bar[o['t']].view(-1, 1, 1, 1); y = clean(a.sqrt()*first + (1-a).sqrt()*o['noise'], o['t']); out = calmed(y/2 + .5, o['zone']); x = o['known']/2 + .5; out = o['mask']*out + (1-o['mask'])*x
-    with amp(): e = F.normalize(parts['sface'](sface_crops(out.contiguous(memory_format=torch.channels_last))).float()); u = UTILITY['m3d'](parts['m3d'], torch.cat([out, x]))
-    return dict(follow=(1 - (e*o['code']).sum(1)).mean(), source=F.relu((e*o['own']).sum(1) - (o['code']*o['own']).sum(1).clamp(min=.05)).mean(), utility=u), out
+    a = bar[o['t']].view(-1, 1, 1, 1); y = clean(a.sqrt()*first + (1-a).sqrt()*o['noise'], o['t'])
+    out = calmed(y/2 + .5, o['zone']); x = o['known']/2 + .5; out = o['mask']*out + (1-o['mask'])*x
+    with amp():
+        e = F.normalize(parts['sface'](sface_crops(out.contiguous(memory_format=torch.channels_last))).float())
+        u = UTILITY['m3d'](parts['m3d'], torch.cat([out, x]))
+    return dict(follow=(1 - (e*o['code']).sum(1)).mean(),
+                source=F.relu((e*o['own']).sum(1) - (o['code']*o['own']).sum(1).clamp(min=.05)).mean(), utility=u), out
 
 # %% ../../nbs/train/07_diffusion.ipynb #15ab1752
-RUNS = dict(quick=dict(people=36, teachers=20, held=8, steps=6, kinds=(2, 1), last=4, others=1), compact=dict(people=8000, teachers=4000, held=240, steps=3200, kinds=(5, 3), last=2400, others=3))
+RUNS = dict(quick=dict(people=36, teachers=20, held=8, steps=6, kinds=(2, 1), last=4, others=1),
+            compact=dict(people=8000, teachers=4000, held=240, steps=3200, kinds=(5, 3), last=2400, others=3))
 
 def prepare(pictures, c, work, seed, workers=None, progress=True)->tuple: # -> samples with renderings, rows to learn from, rows held out, texture (U, V, mean), A of alpha, A of delta
     "The store of `train.fusion`, and what is rendered from it"
     from deidnb.train.fusion import prepare as people
     d, rows, held, (W, mu), A = people(pictures, dict(people=c['people'], held=c['held']), work, seed, workers, progress)
-    for k, n in (('own', len(d['code'])), ('teacher', c['teachers'])): d[k] = renderings(d, k, n, Path(work)/'renders', workers, progress)
-    good = rows[np.abs(d['own']['rho'][rows]).sum(1) > 0]; return d, rows, held, (*squeeze(W), mu.astype(np.float32)), A.astype(np.float32), fit_albedo(d['own']['rho'][good], d['code'][good])
+    for k, n in (('own', len(d['code'])), ('teacher', c['teachers'])):
+        d[k] = renderings(d, k, n, Path(work)/'renders', workers, progress)
+    good = rows[np.abs(d['own']['rho'][rows]).sum(1) > 0]
+    return d, rows, held, (*squeeze(W), mu.astype(np.float32)), A.astype(np.float32), fit_albedo(d['own']['rho'][good],
+        d['code'][good])
 
 class Running:
     "Running mean that is kept in the checkpoint"
@@ -128,6 +160,7 @@ class Running:
     def state_dict(self): return dict(value=self.value)
     def load_state_dict(self, s): self.value = s['value']
 
+# %% ../../nbs/train/07_diffusion.ipynb #4c520d7d
 def train(work, preset='compact', pictures=None, seed:int=20261122, device=None, workers=None, lr=4e-4, weights=None, stop_after=None, progress=True, show=None, task='diffdeid', prior=True, config=None, switch=None, name=None, **kw)->tuple: # task: one of `TASKS`; name: folder of the checkpoint in work; prior: with the texture of the code; config: changes of the Denoiser; switch: L_d below which the image losses begin -> running mean of the network, log, arrays, samples, held-out rows
     "All stages"
     import torch
@@ -138,19 +171,33 @@ def train(work, preset='compact', pictures=None, seed:int=20261122, device=None,
     from deidnb.train.loop import accelerator, Ema, descend, run
     if task not in TASKS: raise ConfigError(f'there is no task {task!r}', 'task', f"Use {', '.join(TASKS)}.")
     if preset not in RUNS: raise ConfigError(f'there is no preset {preset!r}', 'preset', f"Use {', '.join(RUNS)}.")
-    c, w = RUNS[preset] | kw, WEIGHTS | (weights or {}); d, rows, held, texture, A, B = prepare(pictures, c, work, seed, workers, progress); torch.manual_seed(seed)
-    acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev); guess = guess_of(*texture).to(dev)
-    net = Denoiser(**DENOISERS['compact'] | TASKS[task] | (config or {})).to(dev, memory_format=cl); ema = Ema(net, .998); o = torch.optim.Adam(net.parameters(), lr, betas=(.9, .99)); bar = torch.as_tensor(schedule(), device=dev); low = Running()
+    c, w = RUNS[preset] | kw, WEIGHTS | (weights or {})
+    d, rows, held, texture, A, B = prepare(pictures, c, work, seed, workers, progress)
+    torch.manual_seed(seed)
+    acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last
+    parts = experts_of(dev); guess = guess_of(*texture).to(dev)
+    net = Denoiser(**DENOISERS['compact'] | TASKS[task] | (config or {})).to(dev, memory_format=cl)
+    ema = Ema(net, .998); o = torch.optim.Adam(net.parameters(), lr, betas=(.9, .99))
+    bar = torch.as_tensor(schedule(), device=dev); low = Running()
     def given(b): b = {k: v.to(dev) for k, v in b.items()}; return with_texture(b, guess) if prior and task == 'diffdeid' else b
     def step(b, i):
         other = b.pop('other', None); b = given(b)
         for g in o.param_groups: g['lr'] = lr*rate(i, c['steps'], c['steps'])
         t, _ = losses(net, parts, b, bar, acc.autocast, switch is None or low.value < switch); low.update(t['denoise'].item())
         if other is not None and i >= c['last']: t |= follow(net, parts, given(other), bar, acc.autocast)[0]
-        loss = sum(w[k]*v for k, v in t.items() if k != 'id' or task == 'diffdeid'); descend(o, loss, clip=1., accelerator=acc); ema.update(net)
-        return dict(loss=loss.item()) | dict.fromkeys(('perceptual', 'id', 'follow', 'source', 'utility') if task == 'diffdeid' else ('perceptual', 'id'), 0.) | {k: v.item() for k, v in t.items()}
-    n = c['kinds']; log = run(step, drawer(d, rows, ['own']*n[0] + ['teacher']*n[1], task, 1000, c['others'] if task == 'diffdeid' else 0, A, B), c['steps'], Path(work)/(name or ('diffusion' if task == 'diffdeid' else task)), dict(net=net, ema=ema, optimiser=o, low=low), seed=seed, device=dev, each=25, stop_after=stop_after, every=240, show=show and (lambda i, l: show(i, l, ema.net, guess, d, held, A, B)), progress=progress)
-    return ema.net, log, dict(guess_u=texture[0], guess_v=texture[1], guess_mean=texture[2], alpha=A.astype(np.float16), delta=B.astype(np.float16)), d, held
+        loss = sum(w[k]*v for k, v in t.items() if k != 'id' or task == 'diffdeid')
+        descend(o, loss, clip=1., accelerator=acc); ema.update(net)
+        return dict(loss=loss.item()) | dict.fromkeys(('perceptual', 'id', 'follow', 'source', 'utility')
+                                                      if task == 'diffdeid' else ('perceptual', 'id'),
+                                                      0.) | {k: v.item() for k, v in t.items()}
+    n = c['kinds']
+    log = run(step, drawer(d, rows, ['own']*n[0] + ['teacher']*n[1], task, 1000, c['others'] if task == 'diffdeid'
+                           else 0, A, B), c['steps'], Path(work)/(name or ('diffusion' if task == 'diffdeid'
+                else task)), dict(net=net, ema=ema, optimiser=o, low=low), seed=seed, device=dev, each=25,
+              stop_after=stop_after, every=240, show=show and (lambda i, l: show(i, l, ema.net, guess, d, held, A, B)),
+              progress=progress)
+    return ema.net, log, dict(guess_u=texture[0], guess_v=texture[1], guess_mean=texture[2], alpha=A.astype(np.float16),
+                              delta=B.astype(np.float16)), d, held
 
 # %% ../../nbs/train/07_diffusion.ipynb #7e76b4ea
 def aimed(d, i, z, A, B, weight=.8)->dict: # row, code, ridges of alpha and delta
@@ -159,7 +206,8 @@ def aimed(d, i, z, A, B, weight=.8)->dict: # row, code, ridges of alpha and delt
     from deidnb.morphable.model import Coefficients
     x, P, b, c = d['crop'][i], d['mesh'][i], d['blendshapes'][i], Coefficients.unpack(d['own']['rho'][i])
     if not weight: return conditions(x, x, P, P, b, c, z)
-    Q = aim(P, b, c.alpha, np.r_[1, z] @ A, weight); return conditions(x, carry_surroundings(x, P, Q, eye_distance(P))[0], P, Q, b, c, z, np.r_[1, z] @ B)
+    Q = aim(P, b, c.alpha, np.r_[1, z] @ A, weight)
+    return conditions(x, carry_surroundings(x, P, Q, eye_distance(P))[0], P, Q, b, c, z, np.r_[1, z] @ B)
 
 def pictures_of(net, guess, conditions, steps=20, seed=0, batch=16)->list: # uint8 pictures
     "What the network draws"
@@ -169,34 +217,52 @@ def pictures_of(net, guess, conditions, steps=20, seed=0, batch=16)->list: # uin
     from deidnb.generate.diffdeid import batch_of, draw, with_texture
     pipe, out = DiffDeIDPipeline(net, DDIMScheduler(**SCHEDULE)), []; pipe.set_progress_bar_config(disable=True)
     for i in range(0, len(conditions), batch):
-        b = batch_of(conditions[i:i+batch]); b = with_texture(b, guess) if guess is not None else b; m = b['mask'].permute(0, 2, 3, 1).numpy()
-        y = m*draw(pipe, b, steps, torch.Generator().manual_seed(seed+i)) + (1-m)*(b['known'].permute(0, 2, 3, 1).numpy()/2 + .5); out += list(np.rint(255*y).clip(0, 255).astype(np.uint8))
+        b = batch_of(conditions[i:i+batch]); b = with_texture(b, guess) if guess is not None else b
+        m = b['mask'].permute(0, 2, 3, 1).numpy()
+        y = m*draw(pipe, b, steps, torch.Generator().manual_seed(seed+i)) + (1-m)*(b['known'].permute(0, 2, 3, 1).numpy()/2 + .5)
+        out += list(np.rint(255*y).clip(0, 255).astype(np.uint8))
     return out
 
 def sheet(net, guess, d, held, A, B, n=8, steps=10)->np.ndarray: # uint8
     "Rows: as they are; what is rendered; with their own code; with that of the next person (twice)"
-    rows = [i for i in held if np.abs(d['own']['rho'][i]).sum() > 0][:n]; own = [aimed(d, i, d['code'][i], A, B, 0) for i in rows]; other = [aimed(d, i, d['code'][j], A, B) for i, j in zip(rows, np.roll(rows, -1))]
-    look = [np.rint(np.clip(c['rendered']/2 + .5, 0, 1)*255).astype(np.uint8) for c in other]; return np.vstack([np.hstack(list(v)) for v in (d['crop'][rows], look, pictures_of(net, guess, own, steps), pictures_of(net, guess, other, steps), pictures_of(net, guess, other, steps, 1))])
+    rows = [i for i in held if np.abs(d['own']['rho'][i]).sum() > 0][:n]
+    own = [aimed(d, i, d['code'][i], A, B, 0) for i in rows]
+    other = [aimed(d, i, d['code'][j], A, B) for i, j in zip(rows, np.roll(rows, -1))]
+    look = [np.rint(np.clip(c['rendered']/2 + .5, 0, 1)*255).astype(np.uint8) for c in other]
+    return np.vstack([np.hstack(list(v)) for v in (d['crop'][rows], look, pictures_of(net, guess, own, steps),
+                                                   pictures_of(net, guess, other, steps), pictures_of(net, guess, other,
+                    steps, 1))])
 
 # %% ../../nbs/train/07_diffusion.ipynb #35b9d538
 def evaluate(net, guess, d, held, A, B, steps=10)->dict:
     "Held-out people: drawn again with their own code, and with that of another one of them; FaceRes and dlib are in no loss"
     from deidnb.measure.quality import lpips, psnr
     from deidnb.train.fusion import recognised
-    rows = [i for i in held if np.abs(d['own']['rho'][i]).sum() > 0]; x, p, r = [d['crop'][i] for i in rows], [d['points5'][i] for i in rows], lambda v: round(float(np.mean(v)), 3)
-    own = [aimed(d, i, d['code'][i], A, B, 0) for i in rows]; other = [aimed(d, i, d['code'][j], A, B) for i, j in zip(rows, np.roll(rows, 1))]; rec, new, again = pictures_of(net, guess, own, steps), pictures_of(net, guess, other, steps), pictures_of(net, guess, other[:48], steps, 1000)
-    return dict(people=len(rows), steps=steps, lpips=r(lpips(x, rec)), psnr=r([psnr(a, b, mask=c['mask'] > .5) for a, b, c in zip(x, rec, own)]), two_samples_lpips=r(lpips(new[:48], again))) | recognised(x, rec, new, p)
+    rows = [i for i in held if np.abs(d['own']['rho'][i]).sum() > 0]
+    x, p, r = [d['crop'][i] for i in rows], [d['points5'][i] for i in rows], lambda v: round(float(np.mean(v)), 3)
+    own = [aimed(d, i, d['code'][i], A, B, 0) for i in rows]
+    other = [aimed(d, i, d['code'][j], A, B) for i, j in zip(rows, np.roll(rows, 1))]
+    rec, new, again = pictures_of(net, guess, own, steps), pictures_of(net, guess, other, steps), pictures_of(net,
+        guess, other[:48], steps, 1000)
+    return dict(people=len(rows), steps=steps, lpips=r(lpips(x, rec)), psnr=r([psnr(a, b, mask=c['mask'] > .5) for a, b,
+                c in zip(x, rec, own)]), two_samples_lpips=r(lpips(new[:48], again))) | recognised(x, rec, new, p)
 
 # %% ../../nbs/train/07_diffusion.ipynb #76669126
-WITHOUT = dict(nothing={}, texture=dict(prior=False), render=dict(config=dict(render=False)), attention=dict(config=dict(attention=False)), identity=dict(config=dict(identity=False)))
+WITHOUT = dict(nothing={}, texture=dict(prior=False), render=dict(config=dict(render=False)),
+               attention=dict(config=dict(attention=False)), identity=dict(config=dict(identity=False)))
 
 def ablation(work, steps=250, people=32, names=tuple(WITHOUT), **kw): # steps of each training, held-out people, parts to leave out -> `Table`
     "Train without each part, one after the other; a checkpoint each in work"
     from deidnb.measure.tables import Table
     t = Table(title='Trained without', meta=dict(steps=steps, people=people))
     for n in names:
-        net, log, a, d, held = train(work, name=f'without_{n}', **dict(steps=steps, others=0) | kw | WITHOUT[n]); guess = None if n == 'texture' else guess_from(a); m = evaluate(net.cpu(), guess, d, held[:people], a['alpha'].astype(np.float32), a['delta'].astype(np.float32))
-        for k, v in dict(LPIPS=m['lpips'], PSNR=m['psnr'], **{'SFace to the code': m['sface']['to_donor'], 'FaceRes to the code': m['faceres']['to_donor'], 'SFace to the old one': m['sface']['to_source']}).items(): t.add(n, k, v, n=m['people'], better='down' if k in ('LPIPS', 'SFace to the old one') else 'up')
+        net, log, a, d, held = train(work, name=f'without_{n}', **dict(steps=steps, others=0) | kw | WITHOUT[n])
+        guess = None if n == 'texture' else guess_from(a)
+        m = evaluate(net.cpu(), guess, d, held[:people], a['alpha'].astype(np.float32), a['delta'].astype(np.float32))
+        for k, v in dict(LPIPS=m['lpips'], PSNR=m['psnr'], **{'SFace to the code': m['sface']['to_donor'],
+                                                              'FaceRes to the code': m['faceres']['to_donor'],
+                                                              'SFace to the old one': m['sface']['to_source']}).items():
+            t.add(n, k, v, n=m['people'], better='down' if k in ('LPIPS', 'SFace to the old one') else 'up')
     return t
 
 def guess_from(arrays):
@@ -208,7 +274,8 @@ def guess_from(arrays):
 def contact_sheet(work):
     "A function for `run` that writes what the network draws at every checkpoint"
     import copy
-    def show(i, log, net, guess, *a): cv2.imwrite(str(Path(work)/f'diffusion_{i:06d}.jpg'), sheet(copy.deepcopy(net).cpu(), guess.cpu(), *a)[..., ::-1])
+    def show(i, log, net, guess, *a):
+        cv2.imwrite(str(Path(work)/f'diffusion_{i:06d}.jpg'), sheet(copy.deepcopy(net).cpu(), guess.cpu(), *a)[..., ::-1])
     return show
 
 def main(argv=None)->int:
@@ -219,17 +286,37 @@ def main(argv=None)->int:
     from deidnb.train.donors import licence_of
     from deidnb.train.loop import write_log
     p = argparse.ArgumentParser('python -m deidnb.train.diffusion', description=__doc__); a = p.add_argument
-    a('--preset', choices=RUNS, default='compact'); a('--task', choices=TASKS, default='diffdeid', help='the method, or a baseline of generate.inpaint'); a('--pictures', help='folder of generated faces; left out: they are drawn'); a('--work', required=True, help='folder of the store and the checkpoint'); a('--out', help='default: the file that ships, with its row in the manifest'); a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=20261122); a('--device'); a('--workers', type=int)
-    a('--data', default='generated people', help='what the pictures are, for the row'); a('--stop-after', type=float, help='seconds; the same command goes on'); a('--ablation', metavar='FOLDER', help='train without each condition instead, and write the table there'); o = p.parse_args(argv)
+    a('--preset', choices=RUNS, default='compact')
+    a('--task', choices=TASKS, default='diffdeid', help='the method, or a baseline of generate.inpaint')
+    a('--pictures', help='folder of generated faces; left out: they are drawn')
+    a('--work', required=True, help='folder of the store and the checkpoint')
+    a('--out', help='default: the file that ships, with its row in the manifest')
+    a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=20261122)
+    a('--device'); a('--workers', type=int)
+    a('--data', default='generated people', help='what the pictures are, for the row')
+    a('--stop-after', type=float, help='seconds; the same command goes on')
+    a('--ablation', metavar='FOLDER', help='train without each condition instead, and write the table there')
+    o = p.parse_args(argv)
     kw = {k: v for k, v in dict(steps=o.steps, people=o.people).items() if v}
     try:
         if o.ablation:
             from deidnb.measure.tables import save_tables
-            save_tables(ablation(o.work, preset=o.preset, pictures=o.pictures, seed=o.seed, device=o.device, workers=o.workers, **kw), Path(o.ablation), 'ablation', formats=('csv', 'json', 'md')); return 0
-        net, log, arrays, d, held = train(o.work, o.preset, o.pictures, o.seed, o.device, o.workers, stop_after=o.stop_after, show=contact_sheet(o.work) if o.task == 'diffdeid' else None, task=o.task, **kw); steps = (RUNS[o.preset] | kw)['steps']
+            save_tables(ablation(o.work, preset=o.preset, pictures=o.pictures, seed=o.seed, device=o.device,
+                                 workers=o.workers, **kw), Path(o.ablation), 'ablation', formats=('csv', 'json', 'md'))
+            return 0
+        net, log, arrays, d, held = train(o.work, o.preset, o.pictures, o.seed, o.device, o.workers,
+                                          stop_after=o.stop_after, show=contact_sheet(o.work) if o.task == 'diffdeid'
+                                          else None, task=o.task, **kw)
+        steps = (RUNS[o.preset] | kw)['steps']
         if log[-1]['step'] < steps and not o.out: print(f"step {log[-1]['step']} of {steps}: the same command goes on"); return 0
-        name = 'diffusion' if o.task == 'diffdeid' else o.task; numbers = {k: log[-1][k] for k in ('denoise', 'rec', 'perceptual')} if o.task != 'diffdeid' else evaluate(net.cpu(), guess_from(arrays), d, held, arrays['alpha'].astype(np.float32), arrays['delta'].astype(np.float32)); print(json.dumps(numbers))
-        out = Path(o.out or package_dir()/'weights'/f'{name}.safetensors'); save_diffdeid(net, out, arrays if o.task == 'diffdeid' else {}, overwrite=True, schedule=SCHEDULE); write_log(out.with_suffix('.log.jsonl'), log)
+        name = 'diffusion' if o.task == 'diffdeid' else o.task
+        numbers = {k: log[-1][k] for k in ('denoise', 'rec',
+                                           'perceptual')} if o.task != 'diffdeid' else evaluate(net.cpu(),
+            guess_from(arrays), d, held, arrays['alpha'].astype(np.float32), arrays['delta'].astype(np.float32))
+        print(json.dumps(numbers))
+        out = Path(o.out or package_dir()/'weights'/f'{name}.safetensors')
+        save_diffdeid(net, out, arrays if o.task == 'diffdeid' else {}, overwrite=True, schedule=SCHEDULE)
+        write_log(out.with_suffix('.log.jsonl'), log)
         if not o.out:
             from deidnb.train.weights import weights_row
             weights_row(name, out, command='python -m deidnb.train.diffusion ' + ' '.join(f'--{k} {v}' for k, v in dict(preset=o.preset, task=o.task, pictures=o.pictures and Path(o.pictures).name, seed=o.seed, steps=steps).items() if v), data=o.data, seed=o.seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers | dict(seconds=log[-1]['seconds']),

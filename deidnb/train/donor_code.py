@@ -21,7 +21,8 @@ GROUPS = dict(pose=2, expression=len(MATCHED), tone=3, age=1, male=1) # conditio
 
 def conditions(t)->np.ndarray: # table of `describe` -> (n, sum of GROUPS)
     "The conditions of measured people"
-    return np.concatenate([t['turn'], t['blendshapes'][:, MATCHED], t['look'][:, :3], t['age'].reshape(-1, 1), t['male'].reshape(-1, 1)], 1).astype(np.float32)
+    return np.concatenate([t['turn'], t['blendshapes'][:, MATCHED], t['look'][:, :3], t['age'].reshape(-1, 1),
+                           t['male'].reshape(-1, 1)], 1).astype(np.float32)
 
 # %% ../../nbs/train/01_donor_code.ipynb #82a1044d
 def ridge(X, Y, strength)->tuple: # weights (k, m), offset (m,)
@@ -50,13 +51,16 @@ def fit_residual(z, a, target, # what is left after the linear map is a function
     import torch
     from torch import nn
     torch.manual_seed(seed); r = np.random.default_rng(seed); A, b = linear; n = len(z)
-    f = nn.Sequential(nn.Linear(len(A), hidden), nn.GELU('tanh'), nn.Dropout(.2), nn.Linear(hidden, hidden), nn.GELU('tanh'), nn.Dropout(.2), nn.Linear(hidden, target.shape[1]))
+    f = nn.Sequential(nn.Linear(len(A), hidden), nn.GELU('tanh'), nn.Dropout(.2), nn.Linear(hidden, hidden),
+                      nn.GELU('tanh'), nn.Dropout(.2), nn.Linear(hidden, target.shape[1]))
     nn.init.zeros_(f[-1].weight); nn.init.zeros_(f[-1].bias)
-    opt = torch.optim.AdamW(f.parameters(), rate, weight_decay=.05); plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
+    opt = torch.optim.AdamW(f.parameters(), rate, weight_decay=.05)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
     for _ in range(epochs):
         for i in np.array_split(r.permutation(n), max(1, n//256)):
             x = code_inputs(z[i], a[i], (r.random((len(i), len(GROUPS))) < .7).astype(np.float32))
-            loss = (f(torch.tensor(x)) + torch.tensor(x @ A + b - target[i])).square().mean(); opt.zero_grad(); loss.backward(); opt.step()
+            loss = (f(torch.tensor(x)) + torch.tensor(x @ A + b - target[i])).square().mean()
+            opt.zero_grad(); loss.backward(); opt.step()
         plan.step()
     return tuple(p.detach().numpy() for k in (0, 3, 6) for p in (f[k].weight.T.contiguous(), f[k].bias))
 
@@ -71,7 +75,8 @@ def fit_maps(W, z, a,     # (n, 512) styles, (n, 128) codes, (n, k) conditions
     A, b = ridge(code_inputs(z, s, given), W - mean, strength); scale = float(W.std())
     net = fit_residual(z, s, (W - mean)/scale, (A/scale, b/scale), epochs=epochs, seed=seed) if epochs else ()
     R, q = ridge(U, s, 100.)
-    d = dict(mean=mean, axes=B, linear=A, offset=b, scale=np.float32([scale]), readout=R, readout_offset=q, condition_mean=am, condition_std=asd)
+    d = dict(mean=mean, axes=B, linear=A, offset=b, scale=np.float32([scale]), readout=R, readout_offset=q,
+             condition_mean=am, condition_std=asd)
     return d | {f'net{i}': v for i, v in enumerate(net)} | dict(code_mean=z.mean(0), code_cov=np.cov(z.T))
 
 # %% ../../nbs/train/01_donor_code.ipynb #eb404c01
@@ -84,7 +89,8 @@ def test_codes(kind, n, D, seed=77)->tuple: # codes (n, 128), pictures and faces
     if kind == 'generated': pictures = (nobody().render(w) for w in sample_styles(4*n, np.random.default_rng([seed, 1])))
     else:
         from deidnb.faces.io import list_images, read_image
-        if data_dir() is None or not (data_dir()/'lfw').is_dir(): raise InputError('LFW is not at hand', 'DEIDNB_DATA', 'See data_manifests/datasets.yaml.')
+        if data_dir() is None or not (data_dir()/'lfw').is_dir():
+            raise InputError('LFW is not at hand', 'DEIDNB_DATA', 'See data_manifests/datasets.yaml.')
         files = list_images(data_dir()/'lfw'); pictures = (read_image(files[i]).rgb for i in r.permutation(len(files))[:4*n])
     got = []
     for p in pictures:
@@ -99,12 +105,15 @@ def evaluate(n:int=12, steps:int=4, kinds=('generated', 'lfw', 'gauss', 'uniform
     from deidnb.generate.donor_code import Measured, code_to_style, donor_code, donor_for_code
     out = {}
     for kind in kinds:
-        z, seen = test_codes(kind, plain or n, donor_code().arrays); before = [Measured(w).cosine(c) for w, c in zip(code_to_style(z), z)]
+        z, seen = test_codes(kind, plain or n, donor_code().arrays)
+        before = [Measured(w).cosine(c) for w, c in zip(code_to_style(z), z)]
         found = [donor_for_code(c, steps=steps) for c in z[:n]]; rows = dict(before=before, after=[f[2] for f in found])
         for name in ('faceres', 'dlib') if seen else ():
-            pairs = [(p, f, d[0], find_faces(d[0], max_faces=1)[0]) for (p, f), d in zip(seen, found)]; p, f, q, g = map(list, zip(*pairs)); e = load_expert(name)
+            pairs = [(p, f, d[0], find_faces(d[0], max_faces=1)[0]) for (p, f), d in zip(seen, found)]
+            p, f, q, g = map(list, zip(*pairs)); e = load_expert(name)
             s = e.score(e.encode(p, f), e.encode(q, g)); rows[name] = s; rows[f'{name}_same'] = s >= e.threshold(1e-3)
-        out[kind] = {k: [round(float(np.mean(v)), 3), round(float(np.std(v)/np.sqrt(len(v))), 3), len(v)] for k, v in rows.items()}
+        out[kind] = {k: [round(float(np.mean(v)), 3), round(float(np.std(v)/np.sqrt(len(v))), 3), len(v)] for k,
+                     v in rows.items()}
         if progress: print(kind, json.dumps(out[kind]), file=sys.stderr, flush=True)
     return out
 
@@ -119,11 +128,14 @@ def read_table(path)->tuple: # styles, table
 def save_maps(out, d, **meta)->Path:
     "The weight file: 16-bit arrays and what they mean"
     from safetensors.numpy import save_file
-    out = Path(out); arrays = {k: np.ascontiguousarray(v, np.float16 if np.abs(v).max() < 6e4 and k not in ('code_cov', 'condition_mean', 'condition_std') else np.float32) for k, v in d.items()}
+    out = Path(out)
+    arrays = {k: np.ascontiguousarray(v, np.float16 if np.abs(v).max() < 6e4 and k not in ('code_cov', 'condition_mean',
+                'condition_std') else np.float32) for k, v in d.items()}
     with atomic_path(out, overwrite=True) as tmp: save_file(arrays, str(tmp), {k: json.dumps(v) for k, v in meta.items()})
     return out
 
-def train_donor_code(out=None, samples:int=4000, steered:int=4141, seed:int=20261121, table=None, epochs:int=30, held:int=400, faces:int=60, work=None, progress=True)->tuple:
+def train_donor_code(out=None, samples:int=4000, steered:int=4141, seed:int=20261121, table=None, epochs:int=30,
+                     held:int=400, faces:int=60, work=None, progress=True)->tuple:
     "Draw or read, fit, save; -> path, numbers on the held-out people"
     from deidnb.assets import asset
     from deidnb.generate.nobody import nobody
@@ -131,10 +143,14 @@ def train_donor_code(out=None, samples:int=4000, steered:int=4141, seed:int=2026
     W, t = read_table(table) if table else draw_people(samples, steered, seed, work, progress=progress)
     ok = t.get('found', np.ones(len(W))) > 0; W, t = W[ok], {k: v[ok] for k, v in t.items()}
     if len(W) < held + 20: raise ConfigError(f'{len(W)} faces are too few', '--samples', f'Draw more than {held + 20}.')
-    a, z, p = conditions(t), t['code'].astype(np.float32), np.random.default_rng(seed).permutation(len(W)); test, fit = p[:held], p[held:]
+    a, z, p = conditions(t), t['code'].astype(np.float32), np.random.default_rng(seed).permutation(len(W))
+    test, fit = p[:held], p[held:]
     d = fit_maps(W[fit], z[fit], a[fit], epochs=epochs, seed=seed % 2**31)
-    pick = fit[:faces]; d['head'] = fit_head(ir_module(asset('face_generator', 'SynthesisNetwork.xml'), CUT), W[pick], [nobody().render(w, SIDE) for w in W[pick]])
-    path = save_maps(out or package_dir()/'weights'/'donor_code.safetensors', d, groups=GROUPS, expression=[BLENDSHAPES[i] for i in MATCHED], expert='sface')
+    pick = fit[:faces]
+    d['head'] = fit_head(ir_module(asset('face_generator', 'SynthesisNetwork.xml'), CUT), W[pick],
+                         [nobody().render(w, SIDE) for w in W[pick]])
+    path = save_maps(out or package_dir()/'weights'/'donor_code.safetensors', d, groups=GROUPS,
+                     expression=[BLENDSHAPES[i] for i in MATCHED], expert='sface')
     from deidnb.generate.donor_code import DonorCode
     guess = DonorCode(path).styles(z[test], a[test], np.ones((held, len(GROUPS)), np.float32))
     r2 = 1 - float(((guess - W[test])**2).sum()/((W[test] - d['mean'])**2).sum())
@@ -145,19 +161,27 @@ def write_row(path, command, numbers, data, seed, steps=None):
     "The row in the manifest of weights"
     import platform
     from deidnb.train.weights import weights_row
-    return weights_row('donor_code', path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **licence_of('fitted to styles and SFace codes'), ships=True)
+    return weights_row('donor_code', path, command=command, data=data, seed=seed, steps=steps,
+                       hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers,
+                       **licence_of('fitted to styles and SFace codes'), ships=True)
 
 def main(argv=None):
     "Command line"
     import argparse
     p = argparse.ArgumentParser('python -m deidnb.train.donor_code', description=__doc__)
-    for k, v in dict(samples=4000, steered=4141, seed=20261121, epochs=30, held=400, evaluate=0, plain=100, steps=4).items(): p.add_argument(f'--{k}', type=int, default=v)
-    p.add_argument('--out'); p.add_argument('--table'); p.add_argument('--data', default=None, help='what the table is, for the row'); p.add_argument('--kinds', default='generated,lfw,gauss,uniform')
+    for k, v in dict(samples=4000, steered=4141, seed=20261121, epochs=30, held=400, evaluate=0, plain=100, steps=4).items():
+        p.add_argument(f'--{k}', type=int, default=v)
+    p.add_argument('--out'); p.add_argument('--table')
+    p.add_argument('--data', default=None, help='what the table is, for the row')
+    p.add_argument('--kinds', default='generated,lfw,gauss,uniform')
     o = p.parse_args(argv)
     if o.evaluate: return print(json.dumps(evaluate(o.evaluate, o.steps, o.kinds.split(','), max(o.plain, o.evaluate)), indent=1))
     path, numbers = train_donor_code(o.out, o.samples, o.steered, o.seed, o.table, o.epochs, o.held)
-    command = 'python -m deidnb.train.donor_code ' + (f'--table {Path(o.table).name}' if o.table else f'--samples {o.samples} --steered {o.steered} --seed {o.seed}')
-    if o.out is None: write_row(path, command, numbers, o.data or f'{o.samples} generated people as they come, {o.steered} steered', o.seed, o.epochs)
+    command = 'python -m deidnb.train.donor_code ' + (f'--table {Path(o.table).name}' if o.table
+                                                      else f'--samples {o.samples} --steered {o.steered} --seed {o.seed}')
+    if o.out is None:
+        write_row(path, command, numbers, o.data or f'{o.samples} generated people as they come, {o.steered} steered',
+                  o.seed, o.epochs)
     print(json.dumps(numbers))
 
 # %% ../../nbs/train/01_donor_code.ipynb #84965678

@@ -30,7 +30,8 @@ SIZE = 512  # side of the described pictures
 def forehead_tone(texture)->float: # difference in L to the cheeks, negative: darker
     "Lightness of the forehead on a canonical texture"
     import cv2
-    q, hw = texture_layout()[:, :2], (TEXTURE, TEXTURE); L = cv2.cvtColor(texture.astype(np.float32)/255, cv2.COLOR_RGB2LAB)[..., 0]
+    q, hw = texture_layout()[:, :2], (TEXTURE, TEXTURE)
+    L = cv2.cvtColor(texture.astype(np.float32)/255, cv2.COLOR_RGB2LAB)[..., 0]
     oval = cv2.erode((fill(hw, q[REGIONS['oval']]) > .5).astype(np.uint8), np.ones((5, 5))) > 0
     cheeks = np.maximum(fill(hw, q[REGIONS['left_cheek']]), fill(hw, q[REGIONS['right_cheek']])) > .5
     above = np.arange(TEXTURE)[:, None] < q[[105,334,66,296], 1].min() - 2
@@ -43,13 +44,15 @@ def inner_code(picture, face)->np.ndarray: # (128,)
     return load_expert('sface').encode([(128 + (picture - 128.)*m).astype(np.uint8)], [face])[0]
 
 # %% ../../nbs/train/00_donors.ipynb #2a816da0
-SHAPES = dict(found=(), mesh=(478, 3), blendshapes=(52,), turn=(2,), look=(len(LOOK),), forehead=(), code=(128,), inner=(128,), rim=(5, 3), age=(), male=())
+SHAPES = dict(found=(), mesh=(478, 3), blendshapes=(52,), turn=(2,), look=(len(LOOK),), forehead=(), code=(128,),
+              inner=(128,), rim=(5, 3), age=(), male=())
 
 def describe(picture, # (512, 512, 3) uint8
              face,    # `Face` with landmarks in it, or None
     )->dict:          # arrays with the shapes of SHAPES, float32
     "Everything the bank and the cleaning want to know of a picture"
-    if face is None or face.landmarks is None: return {k: np.full(s, 0 if k == 'found' else np.nan, np.float32) for k, s in SHAPES.items()}
+    if face is None or face.landmarks is None:
+        return {k: np.full(s, 0 if k == 'found' else np.nan, np.float32) for k, s in SHAPES.items()}
     t = canonical_texture(picture, face.landmarks); age, male = age_gender([picture], [face])
     d = dict(found=1, mesh=face.landmarks, blendshapes=face.blendshapes, turn=head_turn(face.landmarks), look=look(t), forehead=forehead_tone(t),
              code=load_expert('sface').encode([picture], [face])[0], inner=inner_code(picture, face), rim=rim(picture, face.landmarks, look(t)[:3]), age=age[0], male=male[0])
@@ -84,23 +87,27 @@ def measure(W,                    # (n, 512) styles
             if not path.is_file():
                 rows = []
                 for w in part: rows.append(work(w)); bar.update()
-                with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, w=part, **table(rows, shapes))
+                with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f:
+                    np.savez_compressed(f, w=part, **table(rows, shapes))
             else: bar.update(len(part))
     read = [_read(p, part) for p, part in parts.items()]
     return {k: np.concatenate([d[k] for d in read]) if read else np.zeros((0, *s), np.float32) for k, s in shapes.items()}
 
 def _read(path, part): # a shard; `ConfigError` if it is about other people
     with np.load(path) as z: d = {k: z[k] for k in z.files}
-    if not np.array_equal(d['w'], part): raise ConfigError('was measured on other styles', path, 'Give another --work folder or delete this one.')
+    if not np.array_equal(d['w'], part):
+        raise ConfigError('was measured on other styles', path, 'Give another --work folder or delete this one.')
     return d
 
 # %% ../../nbs/train/00_donors.ipynb #b5e8c58b
-STEER = dict(L=(.45, -30, -8), yaw=(.3, -25, 25), blink=(.06, .2, .6), smile=(.2, -.6, -.2), age=(.35, 8, 35)) # share of people moved, range of the move
+# share of people moved, range of the move
+STEER = dict(L=(.45, -30, -8), yaw=(.3, -25, 25), blink=(.06, .2, .6), smile=(.2, -.6, -.2), age=(.35, 8, 35))
 
 def attributes(t)->dict: # of (n,)
     "What can be steered, from a table of descriptions"
     b = lambda *n: t['blendshapes'][:, [BLENDSHAPES.index(x) for x in n]]
-    return dict(L=t['look'][:, 0], yaw=t['turn'][:, 0], blink=b('eyeBlinkLeft', 'eyeBlinkRight').max(1), smile=b('mouthSmileLeft', 'mouthSmileRight').mean(1), age=t['age'], male=t['male'])
+    return dict(L=t['look'][:, 0], yaw=t['turn'][:, 0], blink=b('eyeBlinkLeft', 'eyeBlinkRight').max(1),
+                smile=b('mouthSmileLeft', 'mouthSmileRight').mean(1), age=t['age'], male=t['male'])
 
 def steer(W,          # (n, 512) a fresh sample
           measured,   # (m, 512) styles whose table is known
@@ -113,7 +120,8 @@ def steer(W,          # (n, 512) a fresh sample
     if seen.sum() < 2: raise ConfigError('too few faces to learn directions from', '--samples', 'Draw more.')
     Y = np.stack([a[k][seen] for k in plan], 1); flat = np.ptp(Y, axis=0) < 1e-6   # what never varies has no direction
     D = np.where(flat[:, None], 0, fit_directions(measured[seen], Y + flat*np.arange(len(Y))[:, None])[0])
-    reach = limit * np.linalg.norm(measured[seen] - measured[seen].mean(0), axis=1).mean() / np.maximum(np.linalg.norm(D, axis=1), 1e-9)
+    reach = limit * np.linalg.norm(measured[seen] - measured[seen].mean(0),
+                                   axis=1).mean() / np.maximum(np.linalg.norm(D, axis=1), 1e-9)
     for d, r, (share, lo, hi) in zip(D, reach, plan.values()):
         move = np.clip(rng.uniform(lo, hi, len(W)), -r, r) * (rng.random(len(W)) < share)
         W += move[:, None] * d
@@ -160,7 +168,8 @@ def fit_young(W, age)->np.ndarray: # age (n,) in years, nan: unknown -> (n,)
     return style_scores(W, age < 16, age > 28, 1e-2) + .3*(21 - age)
 
 # %% ../../nbs/train/00_donors.ipynb #c8b3ece8
-EDGES = dict(age=[0, 15, 20, 25, 30, 35, 40, 50, 60, 100], L=[0, 30, 40, 50, 60, 70, 80, 100], yaw=[-90, -25, -15, -5, 5, 15, 25, 90], male=[0, .2, .4, .6, .8, 1.001])
+EDGES = dict(age=[0, 15, 20, 25, 30, 35, 40, 50, 60, 100], L=[0, 30, 40, 50, 60, 70, 80, 100], yaw=[-90, -25, -15, -5,
+        5, 15, 25, 90], male=[0, .2, .4, .6, .8, 1.001])
 
 def balance(t)->dict: # name -> shares of the bins of EDGES
     "How age, tone, yaw and gender are spread"
@@ -216,7 +225,8 @@ def open_store(work, config)->Path:
     work = Path(work or cache_dir()/'train'/f"{config.get('kind', 'donors')}-{config_hash(config)}")
     if not (work/'config.json').is_file():
         with atomic_path(work/'config.json', overwrite=True) as tmp: tmp.write_text(json.dumps(config))
-    if json.loads((work/'config.json').read_text()) != json.loads(json.dumps(config)): raise ConfigError('holds a run with other settings', work, 'Give another --work folder or delete this one.')
+    if json.loads((work/'config.json').read_text()) != json.loads(json.dumps(config)):
+        raise ConfigError('holds a run with other settings', work, 'Give another --work folder or delete this one.')
     return work
 
 # %% ../../nbs/train/00_donors.ipynb #cfff95cd
@@ -228,7 +238,8 @@ def draw_people(samples:int, # drawn as they come
     "People and their descriptions, from the store as far as they are there"
     r = lambda k: np.random.default_rng([seed, k])
     work = open_store(work, dict(samples=samples, steered=steered, seed=seed, steer=STEER, size=SIZE, described=list(SHAPES)))
-    W1 = once(work/'drawn.npy', lambda: half(sample_styles(samples, r(0)))); t1 = measure(W1, work, 'drawn', describe, progress=progress)
+    W1 = once(work/'drawn.npy', lambda: half(sample_styles(samples, r(0))))
+    t1 = measure(W1, work, 'drawn', describe, progress=progress)
     W2 = once(work/'steered.npy', lambda: half(steer(sample_styles(steered, r(1)), W1, t1, r(2)))) if steered else W1[:0]
     t2 = measure(W2, work, 'steered', describe, progress=progress)
     return np.concatenate([W1, W2]), {k: np.concatenate([t1[k], t2[k]]) for k in SHAPES}
@@ -245,13 +256,16 @@ def make_bank(out,                 # the bank, *.safetensors
     "All stages, from nothing to a bank and its row"
     from safetensors.numpy import save_file
     out = Path(out)
-    if out.suffix != '.safetensors' or samples < 2 or steered < 0 or seed < 0: raise ConfigError('needs a .safetensors name, 2 samples or more, and no negative number', out)
+    if out.suffix != '.safetensors' or samples < 2 or steered < 0 or seed < 0:
+        raise ConfigError('needs a .safetensors name, 2 samples or more, and no negative number', out)
     if out.exists() and not overwrite: raise ConfigError('exists already', out, 'Choose another name or pass --overwrite.')
     W, t = draw_people(samples, steered, seed, work, describe, progress)
     why = clean(t | dict(glasses=fit_glasses(W, t['look'][:, LOOK.index('bridge')]), young=fit_young(W, t['age'])))
-    if (why == '').sum() < 2: raise ConfigError(f'only {(why == "").sum()} of {len(why)} people are clean', '--samples', 'Draw more.')
+    if (why == '').sum() < 2:
+        raise ConfigError(f'only {(why == "").sum()} of {len(why)} people are clean', '--samples', 'Draw more.')
     arrays = pack(W[why == ''], pick(t, why == ''))
-    with atomic_path(out, overwrite=overwrite) as tmp: save_file(arrays, tmp, metadata=dict(config=json.dumps(dict(samples=samples, steered=steered, seed=seed))))
+    with atomic_path(out, overwrite=overwrite) as tmp:
+        save_file(arrays, tmp, metadata=dict(config=json.dumps(dict(samples=samples, steered=steered, seed=seed))))
     return write_row(out, f'python -m deidnb.train.donors --samples {samples} --steered {steered} --seed {seed} -o {out.name}',
                      f'{samples} people drawn from face_generator, {steered} drawn and steered', seed, metrics_of(t, why, samples))
 
@@ -260,10 +274,15 @@ def main(argv=None)->int:
     "python -m deidnb.train.donors"
     import argparse
     from deidnb.core import DeidnbError
-    p = argparse.ArgumentParser('python -m deidnb.train.donors', description='Make a donor bank and its manifest row; give the same command again to resume.')
-    p.add_argument('--samples', type=int, default=4000, help='people drawn as they come'); p.add_argument('--steered', type=int, default=4141, help='people drawn and steered')
-    p.add_argument('--seed', type=int, default=20261121); p.add_argument('-o', '--out', required=True, help='the bank, *.safetensors')
-    p.add_argument('--work', help='folder of the store (default: in the cache)'); p.add_argument('--overwrite', action='store_true'); p.add_argument('--quiet', action='store_true', help='no progress bar')
+    p = argparse.ArgumentParser('python -m deidnb.train.donors',
+                                description='Make a donor bank and its manifest row; give the same command again to resume.')
+    p.add_argument('--samples', type=int, default=4000, help='people drawn as they come')
+    p.add_argument('--steered', type=int, default=4141, help='people drawn and steered')
+    p.add_argument('--seed', type=int, default=20261121)
+    p.add_argument('-o', '--out', required=True, help='the bank, *.safetensors')
+    p.add_argument('--work', help='folder of the store (default: in the cache)')
+    p.add_argument('--overwrite', action='store_true')
+    p.add_argument('--quiet', action='store_true', help='no progress bar')
     a = p.parse_args(argv)
     try: row = make_bank(a.out, a.samples, a.steered, a.seed, a.work, a.overwrite, not a.quiet)
     except DeidnbError as e: print(e, file=sys.stderr); return e.exit_code

@@ -25,7 +25,8 @@ def teach(window, face, rng)->tuple: # uint8 window, its face -> surroundings mo
     from deidnb.core import Crop
     from deidnb.identity.experts import load_expert
     P, b = face.landmarks, face.blendshapes; c = DonorSwap(far=.06 if rng.random() < .5 else 1.).config
-    donor, Pd, bd, _ = donor_from_bank(Crop(window, np.eye(2, 3), face), c, rng, 512); out, _, Q = swap_face(window, P, b, donor, Pd, bd)
+    donor, Pd, bd, _ = donor_from_bank(Crop(window, np.eye(2, 3), face), c, rng, 512)
+    out, _, Q = swap_face(window, P, b, donor, Pd, bd)
     f = next(iter(find_faces(out, mesh=False, max_faces=1)), None)
     if f is None: return None
     unit = max(eye_distance(P), .33*np.linalg.norm(P[10, :2] - P[152, :2])); base, _ = carry_surroundings(window, P, Q, unit)
@@ -40,9 +41,11 @@ def observe(picture, rng)->dict: # uint8 (h, w, 3) -> arrays, or None if there i
     f = next(iter(find_faces(picture, max_faces=1)), None)
     if f is None or f.landmarks is None: return None
     T = crop_matrix(f.points5, f.landmarks); cut = lambda x: warp(x, T, (SIDE, SIDE)); t = teach(picture, f, rng)
-    d = dict(crop=cut(picture), mesh=move_mesh(T, f.landmarks), blendshapes=np.float32(f.blendshapes), code=load_expert('sface').encode([picture], [f])[0])
+    d = dict(crop=cut(picture), mesh=move_mesh(T, f.landmarks), blendshapes=np.float32(f.blendshapes),
+             code=load_expert('sface').encode([picture], [f])[0])
     if t is None: t = picture, picture, f.landmarks, d['code']
-    return d | dict(base=cut(t[0]), target=cut(t[1]), target_mesh=move_mesh(T, t[2]), target_code=t[3], points5=np.float32(transform_face(f, T).points5))
+    return d | dict(base=cut(t[0]), target=cut(t[1]), target_mesh=move_mesh(T, t[2]), target_code=t[3],
+                    points5=np.float32(transform_face(f, T).points5))
 
 # %% ../../nbs/train/05_fusion.ipynb #d327fd1b
 def samples_of(item, rng)->list: # path of a picture, or a style (512,)
@@ -59,8 +62,12 @@ def fit_texture(d, rows, strength=300.)->tuple: # samples; who -> (129, 27648) w
     "Ridge regression of the fine texture on the code"
     from deidnb.generate.fusion import texture, view
     from tqdm import tqdm
-    z = d['code'][rows]; mu = z.mean(0); X = np.c_[np.ones(len(z)), (z-mu)*math.sqrt(z.shape[1])].astype(np.float32); H = np.zeros((len(z), 96*96*3), np.float32)
-    for k, i in enumerate(tqdm(rows, desc='textures', disable=len(rows) < 500)): x = d['crop'][i].astype(np.float32)/255; H[k] = texture(x - view(x, d['mesh'][i])['base'], d['mesh'][i]).transpose(2, 0, 1).ravel()
+    z = d['code'][rows]; mu = z.mean(0)
+    X = np.c_[np.ones(len(z)), (z-mu)*math.sqrt(z.shape[1])].astype(np.float32)
+    H = np.zeros((len(z), 96*96*3), np.float32)
+    for k, i in enumerate(tqdm(rows, desc='textures', disable=len(rows) < 500)):
+        x = d['crop'][i].astype(np.float32)/255
+        H[k] = texture(x - view(x, d['mesh'][i])['base'], d['mesh'][i]).transpose(2, 0, 1).ravel()
     R = np.eye(X.shape[1], dtype=np.float32)*strength; R[0, 0] = 1e-3
     return np.linalg.solve(X.T @ X + R, X.T @ H).astype(np.float32), mu
 
@@ -68,16 +75,22 @@ def fit_alpha(d, rows, strength=1.)->tuple: # -> (129, 80): 1, z -> alpha; alpha
     "Ridge regression of the shape's coefficients on the code"
     from tqdm import tqdm
     from deidnb.generate.fusion import own_shape
-    every = np.stack([own_shape(m, b) for m, b in zip(tqdm(d['mesh'], desc='shapes', disable=len(rows) < 500), d['blendshapes'])]); X = np.c_[np.ones(len(rows)), d['code'][rows]]
-    R = np.eye(X.shape[1])*strength; R[0, 0] = 1e-6; return np.linalg.solve(X.T @ X + R, X.T @ every[rows]).astype(np.float32), every.astype(np.float32)
+    every = np.stack([own_shape(m, b) for m, b in zip(tqdm(d['mesh'], desc='shapes', disable=len(rows) < 500), d['blendshapes'])])
+    X = np.c_[np.ones(len(rows)), d['code'][rows]]
+    R = np.eye(X.shape[1])*strength; R[0, 0] = 1e-6
+    return np.linalg.solve(X.T @ X + R, X.T @ every[rows]).astype(np.float32), every.astype(np.float32)
 
 # %% ../../nbs/train/05_fusion.ipynb #93c252a0
 def other_code(d, rows, i, spread, rng)->np.ndarray: # (128,) unit
     "A code as users will ask for one: another person's, a drawn one, a keyed or a noised one of the same person"
     unit = lambda v: v/np.linalg.norm(v); z, k = d['code'][i], rng.random(); mu, chol = spread; u = rng.standard_normal(len(z))
-    if k < .5: w = d['code'][rng.choice(rows)]; return unit(w + rng.uniform(0, .4)*(w-mu) + rng.uniform(0, .3)*chol @ u).astype(np.float32)
+    if k < .5:
+        w = d['code'][rng.choice(rows)]
+        return unit(w + rng.uniform(0, .4)*(w-mu) + rng.uniform(0, .3)*chol @ u).astype(np.float32)
     if k < .7: return unit(mu + rng.uniform(.9, 1.4)*chol @ u).astype(np.float32)
-    if k < .9: c = np.linalg.solve(chol, z-mu); v = u - c*(u@c)/(c@c); t = np.radians(rng.uniform(30, 150)); return unit(mu + chol @ (np.cos(t)*c + np.sin(t)*v*np.linalg.norm(c)/np.linalg.norm(v))).astype(np.float32)
+    if k < .9:
+        c = np.linalg.solve(chol, z-mu); v = u - c*(u@c)/(c@c); t = np.radians(rng.uniform(30, 150))
+        return unit(mu + chol @ (np.cos(t)*c + np.sin(t)*v*np.linalg.norm(c)/np.linalg.norm(v))).astype(np.float32)
     return unit(z + rng.uniform(.5, 3)*unit(u)).astype(np.float32)
 
 # %% ../../nbs/train/05_fusion.ipynb #47c5b822
@@ -93,18 +106,24 @@ def example(d, i, kind, code, alpha_of, rng)->dict: # kind: 'own', 'teacher', 'o
         base = target = carry_surroundings(d['crop'][i], P, Q, eye_distance(P))[0]
     if rng.random() < .5: base, target, Q = base[:, ::-1], target[:, ::-1], mirror_mesh(face_shape(), Q, SIDE)
     base, target = (np.ascontiguousarray(x, np.float32)/255 for x in (base, target))
-    if rng.random() < .5: g, a = rng.uniform(.7, 1.4), rng.uniform(.85, 1.15, 3).astype(np.float32)*rng.uniform(.8, 1.1); base, target = (np.clip(x**g*a, 0, 1).astype(np.float32) for x in (base, target))
+    if rng.random() < .5:
+        g, a = rng.uniform(.7, 1.4), rng.uniform(.85, 1.15, 3).astype(np.float32)*rng.uniform(.8, 1.1)
+        base, target = (np.clip(x**g*a, 0, 1).astype(np.float32) for x in (base, target))
     return view(base, Q) | dict(zone=calm_zone(Q), around=target, code=z.astype(np.float32), own=d['code'][i])
 
 # %% ../../nbs/train/05_fusion.ipynb #dedd3b73
 def drawer(d, rows, alpha_of, kinds):
     "A function that draws a batch from a generator"
     import torch
-    mu = d['code'][rows].mean(0); chol = np.linalg.cholesky(np.cov(d['code'][rows].T) + 1e-5*np.eye(d['code'].shape[1])); fits = rows[np.abs(d['points5'][rows] - _template()).max((1, 2)) < 6]
+    mu = d['code'][rows].mean(0)
+    chol = np.linalg.cholesky(np.cov(d['code'][rows].T) + 1e-5*np.eye(d['code'].shape[1]))
+    fits = rows[np.abs(d['points5'][rows] - _template()).max((1, 2)) < 6]
     def draw(rng):
-        e = [example(d, i := rng.choice(fits if k == 'other' else rows), k, other_code(d, rows, i, (mu, chol), rng) if k == 'other' else None, alpha_of, rng) for k in kinds]
+        e = [example(d, i := rng.choice(fits if k == 'other' else rows), k, other_code(d, rows, i, (mu, chol), rng)
+                     if k == 'other' else None, alpha_of, rng) for k in kinds]
         t = lambda k: torch.from_numpy(np.stack([x[k] for x in e])); image = lambda k: t(k).permute(0, 3, 1, 2)
-        return dict(base=image('base'), around=image('around'), mask=t('mask')[:, None], lines=t('lines')[:, None], zone=t('zone')[:, None], grid=t('grid'), code=t('code'), own=t('own'))
+        return dict(base=image('base'), around=image('around'), mask=t('mask')[:, None], lines=t('lines')[:, None],
+                    zone=t('zone')[:, None], grid=t('grid'), code=t('code'), own=t('own'))
     return draw
 
 def _template():
@@ -146,13 +165,18 @@ def faceres_crops(y, size=224): # (B, 3, 128, 128) in [0, 1] -> (B, 3, 224, 224)
     import torch.nn.functional as F
     from deidnb.faces.align import invert, template_points, umeyama
     from deidnb.identity.experts import FaceRes
-    M = invert(umeyama(_template(), template_points(size, FaceRes.scale, FaceRes.shift))); i = torch.arange(size, dtype=torch.float32, device=y.device); u, v = torch.meshgrid(i, i, indexing='xy'); c = (SIDE-1)/2
-    g = torch.stack([(m[0]*u + m[1]*v + m[2])/c - 1 for m in M.tolist()], -1); return F.grid_sample(y.float(), g.expand(len(y), -1, -1, -1), padding_mode='border', align_corners=True)*2 - 1
+    M = invert(umeyama(_template(), template_points(size, FaceRes.scale, FaceRes.shift)))
+    i = torch.arange(size, dtype=torch.float32, device=y.device)
+    u, v = torch.meshgrid(i, i, indexing='xy'); c = (SIDE-1)/2
+    g = torch.stack([(m[0]*u + m[1]*v + m[2])/c - 1 for m in M.tolist()], -1)
+    return F.grid_sample(y.float(), g.expand(len(y), -1, -1, -1), padding_mode='border', align_corners=True)*2 - 1
 
 def kept_attributes(h): # outputs of FaceRes (code, age (2B, 100), male (2B, 1)) for results and originals
     "L_uti with FaceRes's heads as the expert: apparent age in decades, apparent gender"
     import torch
-    _, age, male = (x.float() for x in h); years = age @ torch.arange(age.shape[1], dtype=age.dtype, device=age.device); k = len(age)//2
+    _, age, male = (x.float() for x in h)
+    years = age @ torch.arange(age.shape[1], dtype=age.dtype, device=age.device)
+    k = len(age)//2
     return (years[:k] - years[k:].detach()).abs().mean()/10 + (male[:k] - male[k:].detach()).abs().mean()
 
 def calmed(y, zone): # (B, 3, S, S), (B, 1, S, S)
@@ -169,15 +193,20 @@ def losses(f, parts, b, n, rng, adversarial, amp, calm=False)->tuple: # Fuser, f
     from deidnb.generate.aad import hinge_g, weak_features
     k = n[0] + n[1]; x, m = b['around'], b['mask']; other = (torch.arange(len(x), device=x.device) >= k).float().view(-1, 1, 1, 1)
     with amp():
-        y = f(b['base'], m, b['lines'], b['grid'], b['code']); y = calmed(y, b['zone']*other) if calm else y; out = m*y + (1-m)*x; q = out.contiguous(memory_format=torch.channels_last)
+        y = f(b['base'], m, b['lines'], b['grid'], b['code']); y = calmed(y, b['zone']*other) if calm else y
+        out = m*y + (1-m)*x; q = out.contiguous(memory_format=torch.channels_last)
         e = F.normalize(parts['sface'](sface_crops(q[k:], rng)).float()); p = parts['lpips'](q*2-1, x*2-1).float().flatten()
         both = torch.cat([out[k:], x[k:]]); u = [f(parts[n], both) for n, f in UTILITY.items() if n in parts]
-    focus = m*(1 + 2*F.avg_pool2d(F.max_pool2d(b['lines'], 3, 1, 1), 3, 1, 1)); z, own = b['code'][k:], b['own'][k:]; c = (e*z).sum(1); s = (e*own).sum(1)
+    focus = m*(1 + 2*F.avg_pool2d(F.max_pool2d(b['lines'], 3, 1, 1), 3, 1, 1))
+    z, own = b['code'][k:], b['own'][k:]; c = (e*z).sum(1); s = (e*own).sum(1)
     d = dict(rec=((y-x).abs()*focus)[:k].sum()/(3*focus[:k].sum()), perceptual=p[:k].mean(), id=(1-c).mean(), source=F.relu(s - (z*own).sum(1).clamp(min=.05)).mean(),
              mix=p[k:].mean(), coarse=(F.avg_pool2d(out[k:], 16) - F.avg_pool2d(b['base'][k:], 16)).abs().mean(), range=(F.relu(y-1) + F.relu(-y)).mean(), utility=sum(u)/max(len(u), 1))
     if adversarial:
-        with amp(): fake = parts['discriminator'](q*2-1); real = parts['discriminator'](x[:k].contiguous(memory_format=torch.channels_last)*2-1)
-        d |= dict(adversarial=hinge_g(fake, m*(1 - other*b['zone']) if calm else m), features=weak_features([(r, v) for r, v in real], [(r[:k], [w[:k] for w in v]) for r, v in fake]))
+        with amp():
+            fake = parts['discriminator'](q*2-1)
+            real = parts['discriminator'](x[:k].contiguous(memory_format=torch.channels_last)*2-1)
+        d |= dict(adversarial=hinge_g(fake, m*(1 - other*b['zone']) if calm else m),
+                  features=weak_features([(r, v) for r, v in real], [(r[:k], [w[:k] for w in v]) for r, v in fake]))
     return d, out, dict(cosine=c.mean().item(), to_source=s.mean().item())
 
 # %% ../../nbs/train/05_fusion.ipynb #16699b19
@@ -188,7 +217,9 @@ def utility(h): # (2B, heads) standardised outputs of M_3D for results and origi
     return sum((t[n][:k] - t[n][k:].detach()).abs().mean() for n in ('blendshapes', 'pose', 'gaze'))/3
 
 # %% ../../nbs/train/05_fusion.ipynb #f234f960
-UTILITY = dict(m3d=lambda net, y: utility(net.raw(m3d_crops(y)).float()), faceres=lambda net, y: kept_attributes(net.raw(faceres_crops(y))))   # experts whose verdict is to stay; the network that ships was trained with the first
+# experts whose verdict is to stay; the network that ships was trained with the first
+UTILITY = dict(m3d=lambda net, y: utility(net.raw(m3d_crops(y)).float()), faceres=lambda net,
+               y: kept_attributes(net.raw(faceres_crops(y))))
 
 # %% ../../nbs/train/05_fusion.ipynb #f4380c44
 def pictures_of(net, d, held, codes, weight, batch=16)->tuple: # codes (n, 128) for the held-out people -> uint8 pictures, masks, meshes
@@ -200,17 +231,28 @@ def pictures_of(net, d, held, codes, weight, batch=16)->tuple: # codes (n, 128) 
     V, around = [], []
     for i, (j, z) in enumerate(zip(held, codes)):
         P = d['mesh'][j]; Q = aim_mesh(P, d['blendshapes'][j], d['alpha'][j], z['alpha'], weight) if weight else P
-        base = (carry_surroundings(d['crop'][j], P, Q, eye_distance(P))[0] if weight else d['crop'][j]).astype(np.float32)/255; V.append(view(base, Q) | dict(zone=calm_zone(Q))); around.append(base)
-    t = lambda k: torch.from_numpy(np.stack([v[k] for v in V])); a = torch.from_numpy(np.stack(around)).permute(0, 3, 1, 2); m = t('mask')[:, None]; z = torch.from_numpy(np.stack([z['code'] for z in codes]).astype(np.float32)); b, l, g = t('base').permute(0, 3, 1, 2), t('lines')[:, None], t('grid')
-    with torch.inference_mode(): y = torch.cat([net(*(v[i:i+batch] for v in (b, m, l, g, z))).cpu() for i in range(0, len(z), batch)])
-    y = torch.from_numpy(np.stack([calm(x, v['zone']) for x, v in zip(y.permute(0, 2, 3, 1).numpy(), V)])).permute(0, 3, 1, 2); out = (m*y + (1-m)*a).clamp(0, 1).permute(0, 2, 3, 1).numpy(); return [np.rint(255*x).astype(np.uint8) for x in out], m[:, 0].numpy()
+        base = (carry_surroundings(d['crop'][j], P, Q, eye_distance(P))[0] if weight else d['crop'][j]).astype(np.float32)/255
+        V.append(view(base, Q) | dict(zone=calm_zone(Q))); around.append(base)
+    t = lambda k: torch.from_numpy(np.stack([v[k] for v in V]))
+    a = torch.from_numpy(np.stack(around)).permute(0, 3, 1, 2); m = t('mask')[:, None]
+    z = torch.from_numpy(np.stack([z['code'] for z in codes]).astype(np.float32))
+    b, l, g = t('base').permute(0, 3, 1, 2), t('lines')[:, None], t('grid')
+    with torch.inference_mode():
+        y = torch.cat([net(*(v[i:i+batch] for v in (b, m, l, g, z))).cpu() for i in range(0, len(z), batch)])
+    y = torch.from_numpy(np.stack([calm(x, v['zone']) for x, v in zip(y.permute(0, 2, 3, 1).numpy(), V)])).permute(0, 3, 1, 2)
+    out = (m*y + (1-m)*a).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return [np.rint(255*x).astype(np.uint8) for x in out], m[:, 0].numpy()
 
 # %% ../../nbs/train/05_fusion.ipynb #434d0ad7
 def sheet(net, d, held, A, n=12)->np.ndarray: # uint8
     "Rows: as they are; with their own code; with that of the next person; with a random direction"
-    rows = held[:n]; own = [dict(code=d['code'][i], alpha=None) for i in rows]; codes = np.roll(d['code'][rows], -1, 0); u = np.random.default_rng(0).standard_normal(codes.shape); u /= np.linalg.norm(u, axis=1, keepdims=True)
+    rows = held[:n]; own = [dict(code=d['code'][i], alpha=None) for i in rows]
+    codes = np.roll(d['code'][rows], -1, 0); u = np.random.default_rng(0).standard_normal(codes.shape)
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
     ask = lambda c: [dict(code=np.float32(z), alpha=np.r_[1, z] @ A) for z in c]
-    return np.vstack([np.hstack(list(v)) for v in (d['crop'][rows], pictures_of(net, d, rows, own, 0)[0], pictures_of(net, d, rows, ask(codes), .8)[0], pictures_of(net, d, rows, ask(u), .8)[0])])
+    return np.vstack([np.hstack(list(v)) for v in (d['crop'][rows], pictures_of(net, d, rows, own, 0)[0],
+                                                   pictures_of(net, d, rows, ask(codes), .8)[0],
+                                                   pictures_of(net, d, rows, ask(u), .8)[0])])
 
 def live_view(i, log, net, d, held, A):
     "For notebooks, `train(..., show=live_view)`: curves and a contact sheet, drawn anew at every checkpoint"
@@ -219,10 +261,13 @@ def live_view(i, log, net, d, held, A):
     from IPython.display import clear_output
     from deidnb.train.loop import plot_log
     clear_output(wait=True); fig, ax = plt.subplots(1, 3, figsize=(11, 2.3), width_ratios=(1, 1, 2.2))
-    plot_log(log, ['cosine', 'to_source'], ax[0]); plot_log(log, ['rec', 'perceptual', 'mix'], ax[1]); ax[2].imshow(sheet(copy.deepcopy(net).cpu(), d, held, A, 6)); ax[2].axis('off'); plt.show()
+    plot_log(log, ['cosine', 'to_source'], ax[0]); plot_log(log, ['rec', 'perceptual', 'mix'], ax[1])
+    ax[2].imshow(sheet(copy.deepcopy(net).cpu(), d, held, A, 6)); ax[2].axis('off')
+    plt.show()
 
 # %% ../../nbs/train/05_fusion.ipynb #714ee104
-RUNS = dict(quick=dict(people=40, held=8, steps=6, kinds=(1, 1, 2), adversarial=3, calm=5), compact=dict(people=8000, held=240, steps=7600, kinds=(3, 2, 3), adversarial=2200, calm=5600))
+RUNS = dict(quick=dict(people=40, held=8, steps=6, kinds=(1, 1, 2), adversarial=3, calm=5), compact=dict(people=8000,
+        held=240, steps=7600, kinds=(3, 2, 3), adversarial=2200, calm=5600))
 
 def experts_of(device='cpu', utility=('m3d',))->dict: # utility: names of `UTILITY`
     "Frozen networks of the losses"
@@ -230,10 +275,13 @@ def experts_of(device='cpu', utility=('m3d',))->dict: # utility: names of `UTILI
     from deidnb.identity.experts import load_expert
     from deidnb.measure.quality import lpips_net
     from deidnb.morphable.regress import m3d
-    return {k: m.to(device, memory_format=torch.channels_last) for k, m in (dict(sface=load_expert('sface').torch(device), lpips=lpips_net('alex', device)) | {n: m3d() if n == 'm3d' else load_expert(n).torch(device) for n in utility}).items()}
+    return {k: m.to(device, memory_format=torch.channels_last) for k,
+            m in (dict(sface=load_expert('sface').torch(device), lpips=lpips_net('alex', device)) | {n: m3d()
+                if n == 'm3d' else load_expert(n).torch(device) for n in utility}).items()}
 
 def rate(i, calm, steps, warm=50): # share of the learning rate: up, flat, down; from half the height down once more
-    return .5*max(.06, (steps-i)/(steps-calm)) if i >= calm else min(1, (i+1)/warm)*(1 if i < .6*calm else max(.03, (1 - i/calm)/.4))
+    return .5*max(.06, (steps-i)/(steps-calm)) if i >= calm else min(1, (i+1)/warm)*(1 if i < .6*calm
+        else max(.03, (1 - i/calm)/.4))
 
 # %% ../../nbs/train/05_fusion.ipynb #90a74d9c
 def prepare(pictures, c, work, seed, workers=None, progress=True)->tuple: # -> samples, rows to learn from, rows held out, first guess, shape of a code
@@ -241,9 +289,14 @@ def prepare(pictures, c, work, seed, workers=None, progress=True)->tuple: # -> s
     from deidnb.faces.io import list_images
     from deidnb.generate.nobody import sample_styles
     from deidnb.train.donors import half
-    items = half(sample_styles(c['people'], np.random.default_rng([seed, 0]))) if pictures is None else list_images(pictures)[:c['people']]
-    if len(items) < c['held'] + 20: raise ConfigError(f"{len(items)} pictures are too few", '--pictures', f"Give more than {c['held'] + 20}.")
-    d = samples(items, Path(work)/'people', seed, workers, progress=progress); p = np.random.default_rng([seed, 1]).permutation(len(d['code'])); rows, held = np.sort(p[c['held']:]), np.sort(p[:c['held']]); path = Path(work)/'fits.npz'
+    items = half(sample_styles(c['people'],
+                               np.random.default_rng([seed,
+                                                      0]))) if pictures is None else list_images(pictures)[:c['people']]
+    if len(items) < c['held'] + 20:
+        raise ConfigError(f"{len(items)} pictures are too few", '--pictures', f"Give more than {c['held'] + 20}.")
+    d = samples(items, Path(work)/'people', seed, workers, progress=progress)
+    p = np.random.default_rng([seed, 1]).permutation(len(d['code']))
+    rows, held = np.sort(p[c['held']:]), np.sort(p[:c['held']]); path = Path(work)/'fits.npz'
     if not path.is_file():
         W, mu = fit_texture(d, rows); A, alpha = fit_alpha(d, rows)
         with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez(f, W=W, mu=mu, A=A, alpha=alpha)
@@ -256,23 +309,43 @@ def train(work, preset='compact', pictures=None, seed:int=20261121, device=None,
     from deidnb.generate.aad import Fuser, MultiScale, hinge_d, PRESETS
     from deidnb.train.loop import accelerator, Ema, descend, run
     if preset not in RUNS: raise ConfigError(f'there is no preset {preset!r}', 'preset', f"Use {', '.join(RUNS)}.")
-    if set(utility) - set(UTILITY): raise ConfigError(f'knows no {", ".join(set(utility) - set(UTILITY))}', 'utility', f"Use {', '.join(UTILITY)}.")
-    c, w = RUNS[preset] | kw, WEIGHTS | (weights or {}); d, rows, held, (texture, mu), A = prepare(pictures, c, work, seed, workers, progress); torch.manual_seed(seed)
-    acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last; parts = experts_of(dev, utility); f = Fuser(**PRESETS['compact'])
+    if set(utility) - set(UTILITY):
+        raise ConfigError(f'knows no {", ".join(set(utility) - set(UTILITY))}', 'utility', f"Use {', '.join(UTILITY)}.")
+    c, w = RUNS[preset] | kw, WEIGHTS | (weights or {})
+    d, rows, held, (texture, mu), A = prepare(pictures, c, work, seed, workers, progress)
+    torch.manual_seed(seed)
+    acc = accelerator(device, 'bf16'); dev, cl = acc.device, torch.channels_last
+    parts = experts_of(dev, utility); f = Fuser(**PRESETS['compact'])
     with torch.no_grad(): f.guess.weight.copy_(torch.as_tensor(texture)); f.guess.mean.copy_(torch.as_tensor(mu))
-    f, D = f.to(dev, memory_format=cl), MultiScale(2, 3, 32).to(dev, memory_format=cl); ema = Ema(f, .998); alpha_of = lambda z: np.r_[1, z] @ A
-    og = torch.optim.Adam([dict(params=list(f.net.parameters()), lr=lr, full=lr), dict(params=list(f.guess.parameters()), lr=lr/25, full=lr/25)], betas=(.5, .99)); od = torch.optim.Adam(D.parameters(), lr, betas=(0., .99)); n = c['kinds']; parts['discriminator'] = D
+    f, D = f.to(dev, memory_format=cl), MultiScale(2, 3, 32).to(dev, memory_format=cl)
+    ema = Ema(f, .998); alpha_of = lambda z: np.r_[1, z] @ A
+    og = torch.optim.Adam([dict(params=list(f.net.parameters()), lr=lr, full=lr),
+                           dict(params=list(f.guess.parameters()), lr=lr/25, full=lr/25)], betas=(.5, .99))
+    od = torch.optim.Adam(D.parameters(), lr, betas=(0., .99)); n = c['kinds']
+    parts['discriminator'] = D
     def step(b, i):
-        b = {k: v.to(dev) for k, v in b.items()}; on = i >= c['adversarial']; rng = np.random.default_rng([seed, 7, i]); soft = min(1, max(0, (i - c['adversarial'])/500))
+        b = {k: v.to(dev) for k, v in b.items()}; on = i >= c['adversarial']
+        rng = np.random.default_rng([seed, 7, i]); soft = min(1, max(0, (i - c['adversarial'])/500))
         for g in og.param_groups: g['lr'] = g['full']*rate(i, min(c['calm'], c['steps']), c['steps'])
-        last = i >= c['calm']; D.requires_grad_(False); t, out, more = losses(f, parts, b, n, rng, on, acc.autocast, last); W = w | LAST | (weights or {}) if last else w
-        loss = sum(W[k]*v*(soft if k in ('adversarial', 'features') else 1) for k, v in t.items()); descend(og, loss, clip=5., accelerator=acc); ema.update(f)
+        last = i >= c['calm']; D.requires_grad_(False)
+        t, out, more = losses(f, parts, b, n, rng, on, acc.autocast, last)
+        W = w | LAST | (weights or {}) if last else w
+        loss = sum(W[k]*v*(soft if k in ('adversarial', 'features') else 1) for k, v in t.items())
+        descend(og, loss, clip=5., accelerator=acc); ema.update(f)
         if on:
-            D.requires_grad_(True); k = n[0]; seen = b['mask'].clone(); seen[sum(n[:2]):] *= 1 - last*b['zone'][sum(n[:2]):]     # only photographs are real
-            with acc.autocast(): ld = hinge_d(D(b['around'][:k].contiguous(memory_format=cl)*2-1), D(out.detach().contiguous(memory_format=cl)*2-1), b['mask'][:k], seen)
+            # only photographs are real
+            D.requires_grad_(True); k = n[0]; seen = b['mask'].clone()
+            seen[sum(n[:2]):] *= 1 - last*b['zone'][sum(n[:2]):]
+            with acc.autocast():
+                ld = hinge_d(D(b['around'][:k].contiguous(memory_format=cl)*2-1),
+                             D(out.detach().contiguous(memory_format=cl)*2-1), b['mask'][:k], seen)
             descend(od, ld, clip=10., accelerator=acc); more['discriminator'] = ld.item()
-        return {'loss': loss.item()} | more | {k: v.item() for k, v in t.items()} | ({} if on else dict(adversarial=0., features=0., discriminator=0.))
-    log = run(step, drawer(d, rows, alpha_of, ['own']*n[0] + ['teacher']*n[1] + ['other']*n[2]), c['steps'], Path(work)/'run', dict(net=f, ema=ema, optimiser=og, D=D, critic=od), seed=seed, device=dev, each=25, stop_after=stop_after, every=240, show=show and (lambda i, l: show(i, l, ema.net, d, held, A)), progress=progress)
+        return {'loss': loss.item()} | more | {k: v.item() for k, v in t.items()} | ({} if on else dict(adversarial=0.,
+                features=0., discriminator=0.))
+    log = run(step, drawer(d, rows, alpha_of, ['own']*n[0] + ['teacher']*n[1] + ['other']*n[2]), c['steps'],
+              Path(work)/'run', dict(net=f, ema=ema, optimiser=og, D=D, critic=od), seed=seed, device=dev, each=25,
+              stop_after=stop_after, every=240, show=show and (lambda i, l: show(i, l, ema.net, d, held, A)),
+              progress=progress)
     return ema.net, log, dict(alpha=A.astype(np.float16)), d, held
 
 # %% ../../nbs/train/05_fusion.ipynb #2d307242
@@ -281,22 +354,30 @@ def recognised(x, again, new, points)->dict: # crops; drawn again with their own
     from deidnb.identity.experts import load_expert
     out, r = {}, lambda v: round(float(np.mean(v)), 3)
     for name in ('sface', 'faceres', 'dlib'):
-        e = load_expert(name); s, q, n = (e.encode(v, points) for v in (x, again, new)); donor = np.roll(s, 1, 0); t = e.threshold(1e-3)
-        out[name] = dict(own=r(e.score(q, s)), to_donor=r(e.score(n, donor)), to_source=r(e.score(n, s)), strangers=r(e.score(s, donor)), accepted_own=r(e.score(q, s) >= t), accepted_donor=r(e.score(n, donor) >= t), accepted_source=r(e.score(n, s) >= t))
+        e = load_expert(name); s, q, n = (e.encode(v, points) for v in (x, again, new))
+        donor = np.roll(s, 1, 0); t = e.threshold(1e-3)
+        out[name] = dict(own=r(e.score(q, s)), to_donor=r(e.score(n, donor)), to_source=r(e.score(n, s)),
+                         strangers=r(e.score(s, donor)), accepted_own=r(e.score(q, s) >= t),
+                         accepted_donor=r(e.score(n, donor) >= t), accepted_source=r(e.score(n, s) >= t))
     return out
 
 def evaluate(net, d, held, A)->dict:
     "Held-out people: drawn again with their own code, and with that of another one of them; dlib and FaceRes are in no loss"
     from deidnb.measure.quality import lpips, psnr
-    own = [dict(code=d['code'][i], alpha=None) for i in held]; other = [dict(code=z, alpha=np.r_[1, z] @ A) for z in np.roll(d['code'][held], 1, 0)]
-    x = list(d['crop'][held]); (rec, m), (new, _) = pictures_of(net, d, held, own, 0), pictures_of(net, d, held, other, .8); p = list(d['points5'][held]); r = lambda v: round(float(np.mean(v)), 3)
-    return dict(people=len(held), lpips=r(lpips(x, rec)), psnr=r([psnr(a, b, mask=k > .5) for a, b, k in zip(x, rec, m)])) | recognised(x, rec, new, p)
+    own = [dict(code=d['code'][i], alpha=None) for i in held]
+    other = [dict(code=z, alpha=np.r_[1, z] @ A) for z in np.roll(d['code'][held], 1, 0)]
+    x = list(d['crop'][held])
+    (rec, m), (new, _) = pictures_of(net, d, held, own, 0), pictures_of(net, d, held, other, .8)
+    p = list(d['points5'][held]); r = lambda v: round(float(np.mean(v)), 3)
+    return dict(people=len(held), lpips=r(lpips(x, rec)),
+                psnr=r([psnr(a, b, mask=k > .5) for a, b, k in zip(x, rec, m)])) | recognised(x, rec, new, p)
 
 # %% ../../nbs/train/05_fusion.ipynb #c8c2c5b2
 def contact_sheet(work):
     "A function for `run` that writes what the network draws at every checkpoint"
     import copy
-    def show(i, log, net, d, held, A): cv2.imwrite(str(Path(work)/f'sheet_{i:06d}.jpg'), sheet(copy.deepcopy(net).cpu(), d, held, A)[..., ::-1])
+    def show(i, log, net, d, held, A):
+        cv2.imwrite(str(Path(work)/f'sheet_{i:06d}.jpg'), sheet(copy.deepcopy(net).cpu(), d, held, A)[..., ::-1])
     return show
 
 # %% ../../nbs/train/05_fusion.ipynb #f383e827
@@ -308,14 +389,26 @@ def main(argv=None)->int:
     from deidnb.train.donors import licence_of
     from deidnb.train.loop import write_log
     p = argparse.ArgumentParser('python -m deidnb.train.fusion', description=__doc__); a = p.add_argument
-    a('--preset', choices=RUNS, default='compact'); a('--pictures', help='folder of generated faces; left out: they are drawn'); a('--work', required=True, help='folder of the store and the checkpoint'); a('--out', help='default: the file that ships, with its row in the manifest'); a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=20261121); a('--device'); a('--workers', type=int)
-    a('--data', default='generated people', help='what the pictures are, for the row'); a('--utility', default='m3d', help='experts whose verdict is to stay: m3d,faceres'); a('--stop-after', type=float, help='seconds; the same command goes on'); a('--only-evaluate', action='store_true'); o = p.parse_args(argv)
+    a('--preset', choices=RUNS, default='compact')
+    a('--pictures', help='folder of generated faces; left out: they are drawn')
+    a('--work', required=True, help='folder of the store and the checkpoint')
+    a('--out', help='default: the file that ships, with its row in the manifest')
+    a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=20261121)
+    a('--device'); a('--workers', type=int)
+    a('--data', default='generated people', help='what the pictures are, for the row')
+    a('--utility', default='m3d', help='experts whose verdict is to stay: m3d,faceres')
+    a('--stop-after', type=float, help='seconds; the same command goes on')
+    a('--only-evaluate', action='store_true'); o = p.parse_args(argv)
     kw = {k: v for k, v in dict(steps=o.steps, people=o.people).items() if v}
     try:
-        net, log, arrays, d, held = train(o.work, o.preset, o.pictures, o.seed, o.device, o.workers, stop_after=.01 if o.only_evaluate else o.stop_after, show=contact_sheet(o.work), utility=o.utility.split(','), **kw); steps = (RUNS[o.preset] | kw)['steps']
+        net, log, arrays, d, held = train(o.work, o.preset, o.pictures, o.seed, o.device, o.workers, stop_after=.01
+                                          if o.only_evaluate else o.stop_after, show=contact_sheet(o.work),
+                                          utility=o.utility.split(','), **kw)
+        steps = (RUNS[o.preset] | kw)['steps']
         numbers = evaluate(net.cpu(), d, held, arrays['alpha'].astype(np.float32)); print(json.dumps(numbers))
         if log[-1]['step'] < steps and not o.out: print(f"step {log[-1]['step']} of {steps}: the same command goes on"); return 0
-        out = Path(o.out or package_dir()/'weights'/'fusion.safetensors'); save_net(net, out, arrays, overwrite=True); write_log(out.with_suffix('.log.jsonl'), log)
+        out = Path(o.out or package_dir()/'weights'/'fusion.safetensors')
+        save_net(net, out, arrays, overwrite=True); write_log(out.with_suffix('.log.jsonl'), log)
         if not o.out:
             from deidnb.train.weights import weights_row
             weights_row('fusion', out, command='python -m deidnb.train.fusion ' + ' '.join(f'--{k} {v}' for k, v in dict(preset=o.preset, utility=o.utility, pictures=o.pictures and Path(o.pictures).name, seed=o.seed, steps=steps).items() if v), data=o.data, seed=o.seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers | dict(seconds=log[-1]['seconds']),

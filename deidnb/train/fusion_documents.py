@@ -22,7 +22,9 @@ def face_crops(pictures, expert, size=256, margin=.2, progress=True)->tuple: # p
     e, X, Z, P = load_expert(expert), [], [], []
     for p in tqdm(pictures, desc='pictures', disable=not progress):
         x = p if isinstance(p, np.ndarray) else read_image(p).rgb; f = next(iter(find_faces(x, mesh=False, max_faces=1)), None)
-        if f is not None: c = crop_face(x, f, size, margin); X.append(c.image); Z.append(e.encode([x], [f])[0]); P.append(c.face.points5)
+        if f is not None:
+            c = crop_face(x, f, size, margin); X.append(c.image); Z.append(e.encode([x], [f])[0])
+            P.append(c.face.points5)
     if len(X) < 2: raise ConfigError(f'{len(X)} faces are too few', 'pictures')
     return np.stack(X), np.stack(Z).astype(np.float32), np.stack(P).astype(np.float32)
 
@@ -32,9 +34,12 @@ def recogniser_crops(y, points5, size=112): # (B, 3, S, S), (B, 5, 2) -> (B, 3, 
     import torch
     import torch.nn.functional as F
     from deidnb.faces.align import invert, template_points, umeyama
-    S = y.shape[-1]; A = np.stack([invert(umeyama(p, template_points(size))) for p in points5]); k = (size-1)/2; c = (S-1)/2     # square -> crop, pixels
+    # square -> crop, pixels
+    S = y.shape[-1]; A = np.stack([invert(umeyama(p, template_points(size))) for p in points5])
+    k = (size-1)/2; c = (S-1)/2
     T = np.concatenate([A[:, :, :2]*k/c, (A[:, :, 2] + A[:, :, :2].sum(2)*k - c)[:, :, None]/c], 2)
-    return F.grid_sample(y, F.affine_grid(torch.as_tensor(T, dtype=y.dtype, device=y.device), (len(y), 3, size, size), align_corners=True), align_corners=True)
+    return F.grid_sample(y, F.affine_grid(torch.as_tensor(T, dtype=y.dtype, device=y.device), (len(y), 3, size, size),
+                                          align_corners=True), align_corners=True)
 
 # %% ../../nbs/train/06_fusion_documents.ipynb #1b6e1fa1
 DOCUMENT_WEIGHTS = dict(adversarial=1., attributes=10., id=5., rec=10.)   # book 5.4.3, 8.5.1; ch. 6 has adversarial=.1
@@ -59,16 +64,25 @@ def train_documents(pictures, work, expert='sface', net=None, steps=500_000, bat
     from deidnb.generate.aad import FusionNet, MultiScale, PRESETS, hinge_d
     from deidnb.identity.experts import load_expert
     from deidnb.train.loop import accelerator, Ema, descend, run
-    X, Z, P = face_crops(pictures, expert, (net or PRESETS['paper'])['size'], progress=progress); config = (net or PRESETS['paper']) | dict(code=Z.shape[1]); torch.manual_seed(seed); w = DOCUMENT_WEIGHTS | (weights or {})
-    acc = accelerator(device); G, D, E = FusionNet(**config).to(acc.device), MultiScale(3, 3, 32).to(acc.device), load_expert(expert).torch(acc.device); og, od = (torch.optim.Adam(m.parameters(), lr, betas=(0., .999)) for m in (G, D)); ema = Ema(G)
+    X, Z, P = face_crops(pictures, expert, (net or PRESETS['paper'])['size'], progress=progress)
+    config = (net or PRESETS['paper']) | dict(code=Z.shape[1]); torch.manual_seed(seed)
+    w = DOCUMENT_WEIGHTS | (weights or {})
+    acc = accelerator(device)
+    G, D, E = FusionNet(**config).to(acc.device), MultiScale(3, 3, 32).to(acc.device), load_expert(expert).torch(acc.device)
+    og, od = (torch.optim.Adam(m.parameters(), lr, betas=(0., .999)) for m in (G, D))
+    ema = Ema(G)
     def draw(r):
-        i = r.integers(len(X), size=batch); own = np.arange(batch) < batch//2; j = np.where(own, i, r.integers(len(X), size=batch))
+        i = r.integers(len(X), size=batch); own = np.arange(batch) < batch//2
+        j = np.where(own, i, r.integers(len(X), size=batch))
         return torch.from_numpy(X[i]).permute(0, 3, 1, 2)/127.5 - 1, P[i], torch.from_numpy(Z[j]), torch.from_numpy(i == j)
     def step(b, k):
         x, p, z, own = (v.to(acc.device) if hasattr(v, 'to') else v for v in b); D.requires_grad_(False)
         with acc.autocast(): t, y = document_losses(G, E, D, x, p, z, own)
-        loss = sum(w[n]*v for n, v in t.items()); descend(og, loss, clip=10., accelerator=acc); ema.update(G); D.requires_grad_(True)
+        loss = sum(w[n]*v for n, v in t.items()); descend(og, loss, clip=10., accelerator=acc)
+        ema.update(G); D.requires_grad_(True)
         with acc.autocast(): ld = hinge_d(D(x), D(y.detach()))
-        descend(od, ld, clip=10., accelerator=acc); return dict(loss=loss.item(), discriminator=ld.item()) | {n: v.item() for n, v in t.items()}
-    log = run(step, draw, steps, work, dict(net=G, ema=ema, D=D, optimiser=og, critic=od), seed=seed, device=acc.device, each=min(50, steps), stop_after=stop_after, progress=progress)
+        descend(od, ld, clip=10., accelerator=acc)
+        return dict(loss=loss.item(), discriminator=ld.item()) | {n: v.item() for n, v in t.items()}
+    log = run(step, draw, steps, work, dict(net=G, ema=ema, D=D, optimiser=og, critic=od), seed=seed, device=acc.device,
+              each=min(50, steps), stop_after=stop_after, progress=progress)
     return ema.net, log

@@ -24,10 +24,14 @@ def read_people(path)->tuple: # codes (n, 128) of unit length, alpha (n, 80)
     "Codes and coefficients from an .npz"
     try:
         with np.load(path) as f: t = {k: f[k] for k in f.files if k in ('code', 'sface', 'alpha')}
-    except (OSError, ValueError) as e: raise InputError(f'not a table ({e})', path, 'Give an .npz with the columns code (or sface) and alpha.') from None
+    except (OSError, ValueError) as e:
+        raise InputError(f'not a table ({e})', path, 'Give an .npz with the columns code (or sface) and alpha.') from None
     z, a = t.get('code', t.get('sface')), t.get('alpha')
-    if z is None or a is None: raise InputError(f"lacks {'code' if z is None else 'alpha'}", path, 'Give an .npz with the columns code (or sface) and alpha.')
-    if z.ndim != 2 or a.ndim != 2 or (z.shape[1], a.shape[1]) != tuple(PARTS.values()) or len(z) != len(a): raise InputError(f'has codes {z.shape} and alpha {a.shape}, expected (n, 128) and (n, 80)', path)
+    if z is None or a is None:
+        raise InputError(f"lacks {'code' if z is None else 'alpha'}", path,
+                         'Give an .npz with the columns code (or sface) and alpha.')
+    if z.ndim != 2 or a.ndim != 2 or (z.shape[1], a.shape[1]) != tuple(PARTS.values()) or len(z) != len(a):
+        raise InputError(f'has codes {z.shape} and alpha {a.shape}, expected (n, 128) and (n, 80)', path)
     if not (np.isfinite(z).all() and np.isfinite(a).all()): raise InputError('holds NaN or infinity', path)
     n = np.linalg.norm(z, axis=1, keepdims=True)
     if np.abs(n - 1).max() > 1e-3: raise InputError('its codes are not of unit length', path)
@@ -43,7 +47,8 @@ def measured_people(samples:int, steered:int, seed:int, work=None, progress=True
 
 def split(n, held:int, seed:int)->tuple: # rows to learn from, rows held out
     "Who is held out"
-    if n < held + 2*sum(PARTS.values()): raise ConfigError(f'{n} people are too few', '--samples', f'Draw more than {held + 2*sum(PARTS.values())}.')
+    if n < held + 2*sum(PARTS.values()):
+        raise ConfigError(f'{n} people are too few', '--samples', f'Draw more than {held + 2*sum(PARTS.values())}.')
     p = np.random.default_rng([seed, 1]).permutation(n); return np.sort(p[held:]), np.sort(p[:held])
 
 # %% ../../nbs/train/03_lds.ipynb #76329523
@@ -61,7 +66,8 @@ def noise_loss(net, x, eps, t, flags, # standardised people, their noise (n, 208
 def draw_batch(rng, n, batch=256, steps=1000)->tuple: # rows, steps, masks, noise
     "What a training step needs, from one generator"
     which = rng.choice(len(SHARES), batch, p=list(SHARES.values()))
-    return rng.integers(n, size=batch), rng.integers(steps, size=batch), np.float32([MODES[k] for k in SHARES])[which], rng.standard_normal((batch, sum(PARTS.values())), np.float32)
+    return rng.integers(n, size=batch), rng.integers(steps, size=batch), np.float32([MODES[k]
+            for k in SHARES])[which], rng.standard_normal((batch, sum(PARTS.values())), np.float32)
 
 # %% ../../nbs/train/03_lds.ipynb #6a44610e
 def train_network(x,         # (n, 208) standardised people
@@ -72,14 +78,21 @@ def train_network(x,         # (n, 208) standardised people
     import torch
     x = torch.as_tensor(x); bar = ddim_scheduler(prediction, schedule).alphas_cumprod
     with torch.random.fork_rng(devices=[]): torch.manual_seed(seed); net = denoiser(width, blocks)
-    ema = Ema(net); opt = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, betas=(.9, .99)); test = held is not None and [torch.as_tensor(v) for v in (held, *draw_batch(np.random.default_rng([seed, 2]), len(held), len(held)))]; last = {}
+    ema = Ema(net); opt = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, betas=(.9, .99))
+    test = held is not None and [torch.as_tensor(v) for v in (held, *draw_batch(np.random.default_rng([seed, 2]),
+                len(held), len(held)))]
+    last = {}
     def step(b, i):
         for g in opt.param_groups: g['lr'] = rate*min(1, (i+1)/200)*(.5 + .5*math.cos(math.pi*i/steps)) + 1e-6
-        rows, t, flags, eps = map(torch.as_tensor, b); loss = noise_loss(net, x[rows], eps, t, flags, bar, prediction, power); descend(opt, loss); ema.update(net)
+        rows, t, flags, eps = map(torch.as_tensor, b)
+        loss = noise_loss(net, x[rows], eps, t, flags, bar, prediction, power)
+        descend(opt, loss); ema.update(net)
         if test and (i % 100 == 99 or not last):
-            with torch.no_grad(): last['held'] = float(noise_loss(ema.net, test[0][test[1]], test[4], test[2], test[3], bar, prediction, power))
+            with torch.no_grad():
+                last['held'] = float(noise_loss(ema.net, test[0][test[1]], test[4], test[2], test[3], bar, prediction, power))
         return dict(loss=float(loss.detach())) | last
-    log = run(step, lambda g: draw_batch(g, len(x), batch), steps, folder, dict(net=net, ema=ema, optimiser=opt), seed=seed, each=100, stop_after=stop_after, progress=progress)
+    log = run(step, lambda g: draw_batch(g, len(x), batch), steps, folder, dict(net=net, ema=ema, optimiser=opt),
+              seed=seed, each=100, stop_after=stop_after, progress=progress)
     return ema.net, log
 
 # %% ../../nbs/train/03_lds.ipynb #18e46ed9
@@ -98,25 +111,34 @@ def network_scores(X, y, T, epochs=12, seed=0):
     import torch
     from torch import nn
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed); f = nn.Sequential(nn.Linear(X.shape[1], 128), nn.GELU(), nn.Dropout(.3), nn.Linear(128, 64), nn.GELU(), nn.Dropout(.3), nn.Linear(64, 1)); opt = torch.optim.AdamW(f.parameters(), 2e-3, weight_decay=.1)
+        torch.manual_seed(seed)
+        f = nn.Sequential(nn.Linear(X.shape[1], 128), nn.GELU(), nn.Dropout(.3), nn.Linear(128, 64), nn.GELU(),
+                          nn.Dropout(.3), nn.Linear(64, 1))
+        opt = torch.optim.AdamW(f.parameters(), 2e-3, weight_decay=.1)
         X, y, T = (torch.as_tensor(v, dtype=torch.float32) for v in (X, y, T))
         for _ in range(epochs):
-            for b in torch.randperm(len(X)).split(128): loss = nn.functional.binary_cross_entropy_with_logits(f(X[b])[:, 0], y[b]); opt.zero_grad(); loss.backward(); opt.step()
+            for b in torch.randperm(len(X)).split(128):
+                loss = nn.functional.binary_cross_entropy_with_logits(f(X[b])[:, 0], y[b])
+                opt.zero_grad(); loss.backward(); opt.step()
         with torch.no_grad(): return f.eval()(T)[:, 0].numpy()
 
 def two_sample_auc(a, b, scores=kernel_scores, folds=5, seed=0)->tuple: # AUC, lower, upper
     "How well a classifier tells two sets apart, on what it has not seen"
     from scipy.stats import rankdata
-    X = np.concatenate([a, b]).astype(np.float64); y = np.r_[np.ones(len(a)), np.zeros(len(b))]; r = np.random.default_rng(seed); out = np.zeros(len(X))
+    X = np.concatenate([a, b]).astype(np.float64); y = np.r_[np.ones(len(a)), np.zeros(len(b))]
+    r = np.random.default_rng(seed); out = np.zeros(len(X))
     fold = np.concatenate([r.permutation(len(v)) % folds for v in (a, b)])
     for k in range(folds):
-        i = fold != k; w = Whitening.fit(X[i], 1e-4); s = scores(w.whiten(X[i]), y[i], w.whiten(X[~i])); out[~i] = rankdata(s)/len(s)
+        i = fold != k; w = Whitening.fit(X[i], 1e-4); s = scores(w.whiten(X[i]), y[i], w.whiten(X[~i]))
+        out[~i] = rankdata(s)/len(s)
     return delong(out[y > 0], out[y == 0])
 
 # %% ../../nbs/train/03_lds.ipynb #c9470e90
 def mmd_test(a, b, permutations=500, seed=0)->tuple: # squared MMD, p value
     "Two-sample test with a Gaussian kernel"
-    X = np.concatenate([a, b]).astype(np.float64); q = (X*X).sum(1); D = np.maximum(q[:, None] + q - 2*X @ X.T, 0); K = np.exp(-D/np.median(D)); np.fill_diagonal(K, 0)
+    X = np.concatenate([a, b]).astype(np.float64); q = (X*X).sum(1)
+    D = np.maximum(q[:, None] + q - 2*X @ X.T, 0); K = np.exp(-D/np.median(D))
+    np.fill_diagonal(K, 0)
     m, n = len(a), len(b); r = np.random.default_rng(seed); first = np.zeros((len(X), permutations+1)); first[:m, 0] = 1
     for j in range(1, permutations+1): first[r.permutation(len(X))[:m], j] = 1
     A = K @ first; xx, xy = (first*A).sum(0), ((1-first)*A).sum(0); yy = K.sum() - xx - 2*xy
@@ -150,7 +172,8 @@ def agreement(guess, alpha)->float:
 # %% ../../nbs/train/03_lds.ipynb #b0f97839
 def compare(a, b, ref)->dict: # sets of unit codes: a in question, b held out; ref: those learned from
     "Every measure of codes"
-    r3 = lambda v: [round(float(x), 3) for x in np.ravel(v)]; m, p = mmd_test(a, b); na, nb = nearest_cosine(a, ref), nearest_cosine(b, ref); n = min(len(a), len(b))
+    r3 = lambda v: [round(float(x), 3) for x in np.ravel(v)]; m, p = mmd_test(a, b)
+    na, nb = nearest_cosine(a, ref), nearest_cosine(b, ref); n = min(len(a), len(b))
     pairs = lambda x: np.quantile((x[:n] @ x[:n].T)[np.triu_indices(n, 1)], [.001, .5, .999])
     return dict(auc_kernel=r3(two_sample_auc(a, b)), auc_network=r3(two_sample_auc(a, b, network_scores)), mmd2=float(f'{m:.3g}'), mmd_p=round(p, 4), precision_recall=r3(precision_recall(b, a)),
                 nearest=r3(np.quantile(na, [.5, .99, 1])), nearest_held=r3(np.quantile(nb, [.5, .99, 1])), closer=closer_than_strangers(na, nb)[0], closer_p=round(closer_than_strangers(na, nb)[1], 3), pairs=r3(pairs(a)), pairs_held=r3(pairs(b)))
@@ -158,10 +181,16 @@ def compare(a, b, ref)->dict: # sets of unit codes: a in question, b held out; r
 def evaluate(sampler, z, alpha, # people it learned from
              steps=50, seed=1)->dict:
     "Samples against held-out people, people against held-out people, and whether code and shape agree"
-    draw = lambda k, n, **kw: sampler.draw(n, k, Source(seed, simulate=True), steps=steps, **kw); codes = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
-    hz, ha = sampler.people('held_z'), sampler.people('held_alpha'); n = len(hz); i = np.random.default_rng([seed, 3]).permutation(len(z))[:n]; rest = np.setdiff1d(np.arange(len(z)), i); sd = alpha.std(0)
-    both, alone = draw('joint', n), codes(draw('z', n)['z']); jz = codes(both['z']); predict = fit_ridge(z, alpha/sd); given = draw('alpha_of_z', n, given=hz)['alpha']; back = codes(draw('z_of_alpha', n, given=ha)['z'])
-    pair = lambda q, a: np.concatenate([q*math.sqrt(PARTS['z']), a/sd], 1); r = np.random.default_rng(seed); auc3 = lambda a, b: [round(v, 3) for v in two_sample_auc(a, b)]
+    draw = lambda k, n, **kw: sampler.draw(n, k, Source(seed, simulate=True), steps=steps, **kw)
+    codes = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
+    hz, ha = sampler.people('held_z'), sampler.people('held_alpha'); n = len(hz)
+    i = np.random.default_rng([seed, 3]).permutation(len(z))[:n]
+    rest = np.setdiff1d(np.arange(len(z)), i); sd = alpha.std(0)
+    both, alone = draw('joint', n), codes(draw('z', n)['z']); jz = codes(both['z'])
+    predict = fit_ridge(z, alpha/sd); given = draw('alpha_of_z', n, given=hz)['alpha']
+    back = codes(draw('z_of_alpha', n, given=ha)['z'])
+    pair = lambda q, a: np.concatenate([q*math.sqrt(PARTS['z']), a/sd], 1)
+    r = np.random.default_rng(seed); auc3 = lambda a, b: [round(v, 3) for v in two_sample_auc(a, b)]
     return dict(z=compare(alone, hz, z), z_of_joint=compare(jz, hz, z), people=compare(z[i], hz, z[rest]),
         alpha=auc3(both['alpha'], ha), alpha_people=auc3(alpha[i], ha), joint=auc3(pair(jz, both['alpha']), pair(hz, ha)), joint_people=auc3(pair(z[i], alpha[i]), pair(hz, ha)), joint_shuffled=auc3(pair(jz, r.permutation(both['alpha'])), pair(hz, ha)),
         agreement={k: round(agreement(predict(q), a/sd), 3) for k, (q, a) in dict(people=(hz, ha), joint=(jz, both['alpha']), shuffled=(jz, r.permutation(both['alpha'])), alpha_of_z=(hz, given), z_of_alpha=(back, ha)).items()})
@@ -169,37 +198,61 @@ def evaluate(sampler, z, alpha, # people it learned from
 # %% ../../nbs/train/03_lds.ipynb #0ff1d76f
 def pack_people(z, alpha, fit, test)->dict:
     "Arrays of people for the weight file"
-    return dict(held_z=z[test].astype(np.float16), held_alpha=alpha[test].astype(np.float16), seen_z=np.round(z[fit]/np.abs(z[fit]).max(1, keepdims=True)*127).astype(np.int8))
+    return dict(held_z=z[test].astype(np.float16), held_alpha=alpha[test].astype(np.float16),
+                seen_z=np.round(z[fit]/np.abs(z[fit]).max(1, keepdims=True)*127).astype(np.int8))
 
 def train_lds(out=None, table=None, samples:int=4000, steered:int=4141, seed:int=20261121, work=None, held:int=1000, progress=True, **options)->tuple: # options of `train_network` -> path, numbers
     "People, network, levels, measures"
     z, alpha = read_people(table) if table else measured_people(samples, steered, seed, progress=progress)
-    fit, test = split(len(z), held, seed); out = Path(out or package_dir()/'weights'/'lds.safetensors'); W = dict(z=Whitening.fit(z[fit]), alpha=Whitening.fit(alpha[fit])); u = np.concatenate([W['z'].whiten(z), W['alpha'].whiten(alpha)], 1)
-    options = dict(prediction='v_prediction', schedule='squaredcos_cap_v2') | options; net, log = train_network(u[fit], work or out.with_suffix('.work'), seed=seed % 2**31, held=u[test], progress=progress, **options)
-    kept = pack_people(z, alpha, fit, test); config = dict(prediction=options['prediction'], schedule=options['schedule'], expert='sface')
-    s = Sampler(save_sampler(out, net, W, kept, **config)); fresh = s.draw(2000, 'z', Source(seed, simulate=True))['z']; fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
+    fit, test = split(len(z), held, seed); out = Path(out or package_dir()/'weights'/'lds.safetensors')
+    W = dict(z=Whitening.fit(z[fit]), alpha=Whitening.fit(alpha[fit]))
+    u = np.concatenate([W['z'].whiten(z), W['alpha'].whiten(alpha)], 1)
+    options = dict(prediction='v_prediction', schedule='squaredcos_cap_v2') | options
+    net, log = train_network(u[fit], work or out.with_suffix('.work'), seed=seed % 2**31, held=u[test],
+                             progress=progress, **options)
+    kept = pack_people(z, alpha, fit, test)
+    config = dict(prediction=options['prediction'], schedule=options['schedule'], expert='sface')
+    s = Sampler(save_sampler(out, net, W, kept, **config))
+    fresh = s.draw(2000, 'z', Source(seed, simulate=True))['z']
+    fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
     s = Sampler(save_sampler(out, net, W, kept, **config, edges=level_edges(z[test] @ fresh.T)))
     write_log(out.with_suffix('.log.jsonl') if work is None else Path(work)/'log.jsonl', log)
-    return out, dict(people=len(z), learned_from=len(fit), held_out=len(test), loss=round(log[-1]['loss'], 4), held_loss=round(log[-1]['held'], 4)) | evaluate(s, z[fit], alpha[fit])
+    return out, dict(people=len(z), learned_from=len(fit), held_out=len(test), loss=round(log[-1]['loss'], 4),
+                     held_loss=round(log[-1]['held'], 4)) | evaluate(s, z[fit], alpha[fit])
 
 # %% ../../nbs/train/03_lds.ipynb #f0851849
 def write_row(path, command, numbers, data, seed, steps):
     "The row in the manifest of weights"
     import platform
     from deidnb.train.weights import weights_row
-    return weights_row(Path(path).stem, path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **licence_of('fitted to SFace codes and landmarks'), ships=True)
+    return weights_row(Path(path).stem, path, command=command, data=data, seed=seed, steps=steps,
+                       hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers,
+                       **licence_of('fitted to SFace codes and landmarks'), ships=True)
 
 def main(argv=None):
     "Command line"
     import argparse
     p = argparse.ArgumentParser('python -m deidnb.train.lds', description=__doc__)
-    for k, v in dict(samples=4000, steered=4141, seed=20261121, held=1000, steps=8000, batch=256, width=384, blocks=2, power=1).items(): p.add_argument(f'--{k}', type=int, default=v)
-    p.add_argument('--rate', type=float, default=3e-3); p.add_argument('--decay', type=float, default=.1); p.add_argument('--prediction', default='v_prediction', choices=['epsilon', 'sample', 'v_prediction'])
-    p.add_argument('--out', help='default: the file that ships'); p.add_argument('--table', help='.npz with the columns code (or sface) and alpha'); p.add_argument('--data', help='what the table is, for the row'); p.add_argument('--work', help='folder of the checkpoint'); p.add_argument('--stop-after', type=float, help='seconds; the same command goes on')
+    for k, v in dict(samples=4000, steered=4141, seed=20261121, held=1000, steps=8000, batch=256, width=384, blocks=2,
+                     power=1).items():
+        p.add_argument(f'--{k}', type=int, default=v)
+    p.add_argument('--rate', type=float, default=3e-3)
+    p.add_argument('--decay', type=float, default=.1)
+    p.add_argument('--prediction', default='v_prediction', choices=['epsilon', 'sample', 'v_prediction'])
+    p.add_argument('--out', help='default: the file that ships')
+    p.add_argument('--table', help='.npz with the columns code (or sface) and alpha')
+    p.add_argument('--data', help='what the table is, for the row')
+    p.add_argument('--work', help='folder of the checkpoint')
+    p.add_argument('--stop-after', type=float, help='seconds; the same command goes on')
     o = vars(p.parse_args(argv)); data = o.pop('data'); path, numbers = train_lds(**o)
-    command = 'python -m deidnb.train.lds ' + (f'--table {Path(o["table"]).name}' if o['table'] else f'--samples {o["samples"]} --steered {o["steered"]}') + f' --seed {o["seed"]} --steps {o["steps"]}'
-    command += ''.join(f' --{k} {o[k]}' for k in ('held', 'batch', 'width', 'blocks', 'power', 'rate', 'decay', 'prediction') if o[k] != p.get_default(k))
-    if o['out'] is None: write_row(path, command, numbers, data or f'{o["samples"]} generated people as they come, {o["steered"]} steered', o['seed'], o['steps'])
+    command = 'python -m deidnb.train.lds ' + (f'--table {Path(o["table"]).name}' if o['table']
+                                               else f'--samples {o["samples"]} --steered {o["steered"]}') + f' --seed {o["seed"]} --steps {o["steps"]}'
+    command += ''.join(f' --{k} {o[k]}' for k in ('held', 'batch', 'width', 'blocks', 'power', 'rate', 'decay',
+                                                  'prediction') if o[k] != p.get_default(k))
+    if o['out'] is None:
+        write_row(path, command, numbers,
+                  data or f'{o["samples"]} generated people as they come, {o["steered"]} steered', o['seed'],
+                  o['steps'])
     print(json.dumps(numbers))
 
 # %% ../../nbs/train/03_lds.ipynb #fe2d5cf1

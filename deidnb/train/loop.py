@@ -46,7 +46,8 @@ def accelerator(device=None, mixed_precision='no'): # None: a GPU if there is on
     "One of `accelerate`'s; the settings of an earlier run in this process are forgotten"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    AcceleratorState._reset_state(reset_partial_state=True); return Accelerator(mixed_precision=mixed_precision, cpu=device == 'cpu')
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=mixed_precision, cpu=device == 'cpu')
 
 # %% ../../nbs/train/00a_loop.ipynb #dfd27fe8
 def descend(optimiser, loss, parameters=None, clip=1., accelerator=None):
@@ -61,7 +62,8 @@ def descend(optimiser, loss, parameters=None, clip=1., accelerator=None):
 def save_checkpoint(folder, parts, i, log):
     "parts, step and log in one file"
     import torch
-    with atomic_path(Path(folder)/'checkpoint.pt', overwrite=True) as tmp: torch.save(dict(step=i, log=log, parts={k: v.state_dict() for k, v in parts.items()}), tmp)
+    with atomic_path(Path(folder)/'checkpoint.pt', overwrite=True) as tmp:
+        torch.save(dict(step=i, log=log, parts={k: v.state_dict() for k, v in parts.items()}), tmp)
 
 def load_checkpoint(folder, parts, device='cpu')->tuple: # step, log; (0, []) if there is none
     "Put everything back"
@@ -69,12 +71,19 @@ def load_checkpoint(folder, parts, device='cpu')->tuple: # step, log; (0, []) if
     path = Path(folder)/'checkpoint.pt'
     if not path.is_file(): return 0, []
     try: d = torch.load(path, map_location=device, weights_only=True)
-    except Exception as e: raise ConfigError(f'cannot be read as a checkpoint: {str(e).splitlines()[0]}', path, 'Delete it to start again.') from None
-    if set(d['parts']) != set(parts): raise ConfigError(f"holds {', '.join(d['parts'])}, not {', '.join(parts)}", path, 'Give another folder or delete this one.')
+    except Exception as e:
+        raise ConfigError(f'cannot be read as a checkpoint: {str(e).splitlines()[0]}', path,
+                          'Delete it to start again.') from None
+    if set(d['parts']) != set(parts):
+        raise ConfigError(f"holds {', '.join(d['parts'])}, not {', '.join(parts)}", path,
+                          'Give another folder or delete this one.')
     try: [parts[k].load_state_dict(v) for k, v in d['parts'].items()]
-    except (RuntimeError, ValueError, KeyError) as e: raise ConfigError(f'belongs to another network: {str(e).splitlines()[0]}', path, 'Give another folder or delete this one.') from None
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise ConfigError(f'belongs to another network: {str(e).splitlines()[0]}', path,
+                          'Give another folder or delete this one.') from None
     return d['step'], d['log']
 
+# %% ../../nbs/train/00a_loop.ipynb #aaffda0d
 def run(step,        # (batch, i) -> dict of numbers
         draw,        # numpy generator -> batch
         steps, folder, parts, # name -> object with a state_dict
@@ -85,7 +94,9 @@ def run(step,        # (batch, i) -> dict of numbers
         progress=True)->list: # the log: dicts with step, seconds and the means
     "Go on from the checkpoint in the folder, if there is one, to the last step"
     from tqdm import tqdm
-    Path(folder).mkdir(parents=True, exist_ok=True); first, log = load_checkpoint(folder, parts, device); began = saved = time.time(); spent, sums = log[-1]['seconds'] if log else 0., []; i = first
+    Path(folder).mkdir(parents=True, exist_ok=True); first, log = load_checkpoint(folder, parts, device)
+    began = saved = time.time(); spent, sums = log[-1]['seconds'] if log else 0., []
+    i = first
     def keep():
         save_checkpoint(folder, parts, i, log)
         if show: show(i, log)
@@ -93,7 +104,9 @@ def run(step,        # (batch, i) -> dict of numbers
         for batch in batches(draw, seed, first, steps, threads):
             sums.append(step(batch, i)); i += 1; bar.update()
             if i % each == 0 or i == steps:
-                m = {k: float(np.mean([s[k] for s in sums])) for k in sums[-1]}; log.append(dict(step=i, seconds=round(spent + time.time()-began, 1)) | m); sums = []; bar.set_postfix({k: f'{v:.3g}' for k, v in list(m.items())[:4]})
+                m = {k: float(np.mean([s[k] for s in sums])) for k in sums[-1]}
+                log.append(dict(step=i, seconds=round(spent + time.time()-began, 1)) | m)
+                sums = []; bar.set_postfix({k: f'{v:.3g}' for k, v in list(m.items())[:4]})
                 if time.time()-saved > every: keep(); saved = time.time()
                 if stop_after and time.time()-began > stop_after: break
     keep(); return log
@@ -107,8 +120,10 @@ def picture_of(item, size=256)->np.ndarray: # path of a picture, or a style (512
 
 def _shard(job): # path, make, items, seed
     import cv2
-    path, make, items, seed = job; cv2.setNumThreads(1); rng = np.random.default_rng(seed); got = [s for x in items for s in make(x, rng)]
-    with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez(f, **{k: np.stack([s[k] for s in got]) for k in (got[0] if got else ())})
+    path, make, items, seed = job; cv2.setNumThreads(1); rng = np.random.default_rng(seed)
+    got = [s for x in items for s in make(x, rng)]
+    with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, **{k: np.stack([s[k] for s in got]) for k in (got[0] if got else ())})
 
 def gather(make,  # (item, rng) -> list of dicts of arrays
            items, folder, seed=0, workers=None, each=32, name='people', progress=True)->dict: # name -> array, one row a sample, in the order of the items
@@ -116,7 +131,9 @@ def gather(make,  # (item, rng) -> list of dicts of arrays
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
     from tqdm import tqdm
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); jobs = [(folder/f'{name}-{i:05d}.npz', make, items[i:i+each], [seed, i]) for i in range(0, len(items), each)]; todo = [j for j in jobs if not j[0].is_file()]
+    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(folder/f'{name}-{i:05d}.npz', make, items[i:i+each], [seed, i]) for i in range(0, len(items), each)]
+    todo = [j for j in jobs if not j[0].is_file()]
     bar = lambda x: tqdm(x, total=len(jobs), initial=len(jobs)-len(todo), desc=name, unit='shard', disable=not progress)
     if workers == 1 or len(todo) < 2: [_shard(j) for j in bar(todo)]
     else:
@@ -130,9 +147,12 @@ def plot_log(log, keys=None, ax=None):
     "Curves of a log, one axis"
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, 2.4))[1]
-    for k in keys or [k for k in log[-1] if k not in ('step', 'seconds')]: ax.plot([r['step'] for r in log], [r[k] for r in log], label=k)
+    for k in keys or [k for k in log[-1] if k not in ('step', 'seconds')]:
+        ax.plot([r['step'] for r in log], [r[k] for r in log], label=k)
     ax.set_xlabel('step'); ax.legend(fontsize=7); return ax
 
 def write_log(path, log):
     "One line of JSON for each entry"
-    with atomic_path(path, overwrite=True) as tmp: tmp.write_text(''.join(json.dumps({k: float(f'{v:.5g}') if isinstance(v, float) else v for k, v in r.items()}) + '\n' for r in log))
+    with atomic_path(path, overwrite=True) as tmp:
+        tmp.write_text(''.join(json.dumps({k: float(f'{v:.5g}') if isinstance(v, float) else v for k, v in r.items()})
+                               + '\n' for r in log))

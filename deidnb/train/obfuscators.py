@@ -35,13 +35,15 @@ class People:
         return Ensemble(experts).join(*(self.codes[n] for n in ENSEMBLES[experts]))
     def take(self, i):
         "Some of them"
-        return People({k: v[i] for k, v in self.codes.items()}, self.who[i], None if self.other is None else {k: v[i] for k, v in self.other.items()})
+        return People({k: v[i] for k, v in self.codes.items()}, self.who[i], None if self.other is None
+                      else {k: v[i] for k, v in self.other.items()})
 
 def read_table(path)->People:
     "The codes of a table"
     try:
         with np.load(path) as f: t = {k: f[k].astype(np.float32) for k in f.files if k in ('sface', 'faceres', 'dlib')}
-    except (OSError, ValueError) as e: raise InputError(f'cannot be read ({e})', path, 'Give an .npz with the columns sface and faceres.') from None
+    except (OSError, ValueError) as e:
+        raise InputError(f'cannot be read ({e})', path, 'Give an .npz with the columns sface and faceres.') from None
     lacks = {'sface', 'faceres'} - set(t)
     if lacks: raise InputError(f"lacks {', '.join(sorted(lacks))}", path, 'Give an .npz with the columns sface and faceres.')
     ok = np.all([np.isfinite(v).all(1) & (np.abs(v).sum(1) > 0) for v in t.values()], 0)
@@ -60,9 +62,11 @@ def encode_styles(W, name='faceres')->np.ndarray: # (n, d); NaN where no face is
 def draw_table(samples, steered, seed=20261121, work=None, progress=True)->People:
     "Draw people and encode them; what is in the store is not made again"
     W, t = draw_people(samples, steered, seed, work, progress=progress)
-    store = open_store(Path(work)/'obfuscators' if work else None, dict(samples=samples, steered=steered, seed=seed, codes='faceres'))
+    store = open_store(Path(work)/'obfuscators' if work else None, dict(samples=samples, steered=steered, seed=seed,
+            codes='faceres'))
     z = np.concatenate([once(store/f'faceres-{i:05d}.npy', lambda: encode_styles(W[i:i+32])) for i in range(0, len(W), 32)])
-    ok = (t['found'] > 0) & np.isfinite(z).all(1); return People(dict(sface=unit(t['code'][ok]), faceres=unit(z[ok])), np.arange(ok.sum()))
+    ok = (t['found'] > 0) & np.isfinite(z).all(1)
+    return People(dict(sface=unit(t['code'][ok]), faceres=unit(z[ok])), np.arange(ok.sum()))
 
 # %% ../../nbs/train/04_obfuscators.ipynb #8f48abac
 LAMBDA, TRAINED_FOR = dict(deid=30., kld=.2), (4, 1024)
@@ -70,7 +74,8 @@ LAMBDA, TRAINED_FOR = dict(deid=30., kld=.2), (4, 1024)
 def draw_batch(codes, size, width, noise):
     "numpy generator -> codes, noise, epsilon"
     def draw(r):
-        i = r.integers(0, len(codes), size); n = r.standard_normal((size, width)) if noise == 'normal' else r.laplace(size=(size, width))
+        i = r.integers(0, len(codes), size)
+        n = r.standard_normal((size, width)) if noise == 'normal' else r.laplace(size=(size, width))
         return codes[i], n.astype(np.float32), np.exp(r.uniform(*np.log(TRAINED_FOR), (size, 1))).astype(np.float32)
     return draw
 
@@ -84,8 +89,10 @@ def objective(psi, batch)->dict:
 
 # %% ../../nbs/train/04_obfuscators.ipynb #63049f56
 def _variants():
-    arc, wide = dict(dim=128, hidden=256), lambda d: dict(dim=d, hidden=96); ved, clipped = dict(latent=64, alpha=1.), dict(latent=16, epsilon=64.)
-    v = {'arc.mlp': ('mlp', arc), 'arc.mlp.5': ('mlp', arc | dict(beta=.5)), 'arc.mlp.9': ('mlp', arc | dict(beta=.9)), 'arc.ved': ('ved', arc | ved), 'arc.clipped': ('clipped', arc | clipped)}
+    arc, wide = dict(dim=128, hidden=256), lambda d: dict(dim=d, hidden=96)
+    ved, clipped = dict(latent=64, alpha=1.), dict(latent=16, epsilon=64.)
+    v = {'arc.mlp': ('mlp', arc), 'arc.mlp.5': ('mlp', arc | dict(beta=.5)), 'arc.mlp.9': ('mlp', arc | dict(beta=.9)),
+         'arc.ved': ('ved', arc | ved), 'arc.clipped': ('clipped', arc | clipped)}
     for n, d in dict(ada=1024, mix=1152).items(): v |= {f'{n}.mlp': ('mlp', wide(d)), f'{n}.ved': ('ved', wide(d) | ved)}
     return v | {'mix.clipped': ('clipped', wide(1152) | clipped)}
 VARIANTS = _variants() # name of the weights -> kind, config
@@ -95,7 +102,8 @@ def train_variant(name, codes, folder, steps=1500, size=128, rate=1e-3, seed=0, 
                   **kw)->tuple: # (kind, config, network), log
     "One obfuscator, resumed if the folder has a checkpoint"
     import torch
-    if variant is None and name not in VARIANTS: raise ConfigError(f'unknown variant {name!r}', 'name', f"Known: {', '.join(VARIANTS)}; or give variant=(kind, config).")
+    if variant is None and name not in VARIANTS:
+        raise ConfigError(f'unknown variant {name!r}', 'name', f"Known: {', '.join(VARIANTS)}; or give variant=(kind, config).")
     kind, config = variant or VARIANTS[name]
     with torch.random.fork_rng(): torch.manual_seed(seed); psi = KINDS[kind](**config)
     opt = torch.optim.AdamW(psi.net.parameters(), rate, weight_decay=1e-4); ema = Ema(psi.net, .995)
@@ -104,7 +112,8 @@ def train_variant(name, codes, folder, steps=1500, size=128, rate=1e-3, seed=0, 
         d = objective(psi, batch); norm = descend(opt, d['loss']); plan.step(); ema.update(psi.net)
         return {k: float(v.detach()) for k, v in d.items()} | dict(gradient=norm)
     draw = draw_batch(codes, size, config.get('latent', config['dim']), 'normal' if kind == 'ved' else 'laplace')
-    log = run(step, draw, steps, Path(folder)/name, dict(net=psi.net, optimiser=opt, plan=plan, ema=ema), seed=seed, progress=progress, **kw)
+    log = run(step, draw, steps, Path(folder)/name, dict(net=psi.net, optimiser=opt, plan=plan, ema=ema), seed=seed,
+              progress=progress, **kw)
     psi.net.load_state_dict(ema.net.state_dict())
     return (kind, config if kind == 'clipped' else config | dict(spread=round(spread_of(psi, codes[:2000]), 2)), psi.net), log
 
@@ -113,18 +122,27 @@ def held_out(variants, people, experts_of=lambda n: n.split('.')[0])->dict: # na
     "What each network does to people it was not trained on"
     out = {}
     for n, (kind, config, net) in variants.items():
-        psi = KINDS[kind](**config); psi.net.load_state_dict(net.state_dict()); z = people.joined(experts_of(n)); out[n] = round(float(cosine(psi(z, rng=0, simulate=True), z).mean()), 3)
+        psi = KINDS[kind](**config); psi.net.load_state_dict(net.state_dict())
+        z = people.joined(experts_of(n))
+        out[n] = round(float(cosine(psi(z, rng=0, simulate=True), z).mean()), 3)
     return out
 
-def train_obfuscators(out=None, table=None, samples=4000, steered=4141, steps=1500, seed=20261121, held=400, work=None, names=None, progress=True)->tuple:
+def train_obfuscators(out=None, table=None, samples=4000, steered=4141, steps=1500, seed=20261121, held=400, work=None,
+                      names=None, progress=True)->tuple:
     "Draw or read people, train the variants, save; -> path, numbers on the held-out people"
     from deidnb.assets import cache_dir
     people = read_table(table) if table else draw_table(samples, steered, seed, work, progress)
-    if len(people) < held + 100: raise ConfigError(f'{len(people)} people are too few', '--table' if table else '--samples', f'Give more than {held + 100}.')
+    if len(people) < held + 100:
+        raise ConfigError(f'{len(people)} people are too few', '--table' if table else '--samples',
+                          f'Give more than {held + 100}.')
     p = np.random.default_rng(seed).permutation(len(people)); fit = people.take(p[held:])
-    store = open_store(work and Path(work)/'obfuscators-run' or cache_dir()/'train'/f'obfuscators-{seed}-{steps}-{len(people)}-{np.abs(people.codes["sface"]).sum():.4f}', dict(people=len(people), steps=steps, seed=seed, held=held))
-    variants = {n: train_variant(n, fit.joined(n.split('.')[0]), store, steps, seed=seed % 2**31, progress=progress)[0] for n in names or VARIANTS}
-    path = save_obfuscators(out or package_dir()/'weights'/'obfuscators.safetensors', variants, document='Disguise, Identity Transformation')
+    store = open_store(work and Path(work)/'obfuscators-run'
+                       or cache_dir()/'train'/f'obfuscators-{seed}-{steps}-{len(people)}-{np.abs(people.codes["sface"]).sum():.4f}',
+                       dict(people=len(people), steps=steps, seed=seed, held=held))
+    variants = {n: train_variant(n, fit.joined(n.split('.')[0]), store, steps, seed=seed % 2**31, progress=progress)[0]
+                for n in names or VARIANTS}
+    path = save_obfuscators(out or package_dir()/'weights'/'obfuscators.safetensors', variants,
+                            document='Disguise, Identity Transformation')
     return path, dict(people=len(people), fitted=len(fit), held_out=held, cosine=held_out(variants, people.take(p[:held])))
 
 # %% ../../nbs/train/04_obfuscators.ipynb #478300e7
@@ -133,8 +151,11 @@ def lfw_people(root=None, names=('sface', 'faceres'))->People:
     from deidnb.assets import dataset
     from deidnb.measure.calibration import lfw_codes
     from deidnb.measure.verification import lfw_pairs
-    root = root or dataset('lfw'); pairs = lfw_pairs(root); c = {n: lfw_codes(n, root, False) for n in names}; at = {n: i for i, n in enumerate(c[names[0]]['names'])}
-    i = np.array([(at[a], at[b]) for a, b, same in zip(pairs.first, pairs.second, pairs.same) if same]); i = i[np.all([np.isfinite(v['codes'][i]).all((1, 2)) for v in c.values()], 0)]
+    root = root or dataset('lfw'); pairs = lfw_pairs(root)
+    c = {n: lfw_codes(n, root, False) for n in names}
+    at = {n: i for i, n in enumerate(c[names[0]]['names'])}
+    i = np.array([(at[a], at[b]) for a, b, same in zip(pairs.first, pairs.second, pairs.same) if same])
+    i = i[np.all([np.isfinite(v['codes'][i]).all((1, 2)) for v in c.values()], 0)]
     z = {n: unit(v['codes']) for n, v in c.items()}
     return People({n: v[i[:, 1]] for n, v in z.items()}, c[names[0]]['people'][i[:, 1]], {n: v[i[:, 0]] for n, v in z.items()})
 
@@ -147,20 +168,30 @@ def accepted(found, reference, who, fpr=1e-3)->np.ndarray: # (n,) bool
 def attack_rows(table, subject, psi, experts, train, test, steps=400, fpr=1e-3, seed=0, document=None, n_boot=1000)->Table:
     "What psi leaves of the test people, to an attacker who has the training people; rows appended to a table"
     e = Ensemble(experts); new = psi(test.joined(experts), rng=seed, simulate=True); own = [x.name for x in e.experts]
-    back = dict(zip(own, e.split(fit_inverter(psi, train.joined(experts), steps=steps, seed=seed)(new)))); swapped = dict(zip(own, e.split(new)))
-    for n in set(train.codes) & set(test.codes) - set(own): back[n] = fit_inverter(psi, train.joined(experts), train.codes[n], steps=0, seed=seed)(new)
-    ref = People(test.other or test.codes, test.who).joined(experts); linked = unit(psi.transform(ref.astype(np.float64), lambda v, l1, epsilon: v))
-    table.add_mean(subject, 'linked', accepted(new, linked, test.who, fpr).astype(float), test.who, rate=True, n_boot=n_boot, better='down', note='another picture of each candidate through psi without noise')
+    back = dict(zip(own, e.split(fit_inverter(psi, train.joined(experts), steps=steps, seed=seed)(new))))
+    swapped = dict(zip(own, e.split(new)))
+    for n in set(train.codes) & set(test.codes) - set(own):
+        back[n] = fit_inverter(psi, train.joined(experts), train.codes[n], steps=0, seed=seed)(new)
+    ref = People(test.other or test.codes, test.who).joined(experts)
+    linked = unit(psi.transform(ref.astype(np.float64), lambda v, l1, epsilon: v))
+    table.add_mean(subject, 'linked', accepted(new, linked, test.who, fpr).astype(float), test.who, rate=True,
+                   n_boot=n_boot, better='down', note='another picture of each candidate through psi without noise')
     for n, found in sorted(back.items(), key=lambda kv: kv[0] not in own):
-        add = lambda m, hits, **kw: table.add_mean(subject, f'{n}: {m}', np.asarray(hits, float), test.who, rate=True, n_boot=n_boot, better='down', **kw)
-        ref, expert = (test.other or test.codes)[n], load_expert(n); tau = expert.threshold(fpr) if expert.kind == 'cosine' else None; note = f'threshold passed by {fpr:g} of (recovered, stranger) pairs; resampled by person with the threshold held'
+        add = lambda m, hits, **kw: table.add_mean(subject, f'{n}: {m}', np.asarray(hits, float), test.who, rate=True,
+                                                   n_boot=n_boot, better='down', **kw)
+        ref, expert = (test.other or test.codes)[n], load_expert(n)
+        tau = expert.threshold(fpr) if expert.kind == 'cosine' else None
+        note = f'threshold passed by {fpr:g} of (recovered, stranger) pairs; resampled by person with the threshold held'
         if n in swapped: add('swapped', cosine(swapped[n], ref) >= tau, note=f'threshold {tau:g}')
-        add('inverted', accepted(found, ref, test.who, fpr), note=note); add('inverted, own picture', accepted(found, test.codes[n], test.who, fpr), note=note)
+        add('inverted', accepted(found, ref, test.who, fpr), note=note)
+        add('inverted, own picture', accepted(found, test.codes[n], test.who, fpr), note=note)
         if n in swapped: add('flipped, own picture', accepted(-swapped[n], test.codes[n], test.who, fpr), note=note)
         if tau is None: continue   # dlib's own threshold is a distance
         add('inverted, own picture, fixed threshold', cosine(found, test.codes[n]) >= tau, note=f'threshold {tau:g}')
-        strangers = (found @ test.codes[n].T)[test.who[:, None] != test.who]; table.add(subject, f'{n}: strangers, fixed threshold', float((strangers >= tau).mean()), n=strangers.size, better='down')
-    for m, v in zip(('swapped, FaceNet', 'swapped, SphereFace', 'inverted, FaceNet', 'inverted, SphereFace'), document or ()): table.add(subject, f'document: {m}', v/100, note='printed; pictures, other recognisers', better='down')
+        strangers = (found @ test.codes[n].T)[test.who[:, None] != test.who]
+        table.add(subject, f'{n}: strangers, fixed threshold', float((strangers >= tau).mean()), n=strangers.size, better='down')
+    for m, v in zip(('swapped, FaceNet', 'swapped, SphereFace', 'inverted, FaceNet', 'inverted, SphereFace'), document or ()):
+        table.add(subject, f'document: {m}', v/100, note='printed; pictures, other recognisers', better='down')
     return table
 
 # %% ../../nbs/train/04_obfuscators.ipynb #df04ca42
@@ -179,11 +210,16 @@ def epsilon_rows(epsilons=EPSILONS)->dict:
 
 def attack_table(rows, train, test, title, path=None, steps=400, progress=False, **kw)->Table:
     "A table of attacked obfuscators, each with its guarantee"
-    t = Table(title=title, meta=dict(attacker=f'{len(train)} generated people', test=f'{len(test)} pictures of {len(set(test.who))} people', intervals='95 %, bootstrap by person'))
+    t = Table(title=title, meta=dict(attacker=f'{len(train)} generated people',
+                                     test=f'{len(test)} pictures of {len(set(test.who))} people',
+                                     intervals='95 %, bootstrap by person'))
     for subject, (kind, experts, given, document) in rows.items():
-        psi = obfuscator(kind, experts, path=path, **given); g = psi.guarantee; attack_rows(t, subject, psi, experts, train, test, steps, document=document, **kw)
-        z = test.joined(experts); t.add(subject, 'cosine to the source', float(cosine(psi(z, rng=1, simulate=True), z).mean()), n=len(z))
-        if g.epsilon is not None: t.add(subject, 'epsilon' if g.valid else 'epsilon as printed, not a bound', g.epsilon, note=g.because)
+        psi = obfuscator(kind, experts, path=path, **given); g = psi.guarantee
+        attack_rows(t, subject, psi, experts, train, test, steps, document=document, **kw)
+        z = test.joined(experts)
+        t.add(subject, 'cosine to the source', float(cosine(psi(z, rng=1, simulate=True), z).mean()), n=len(z))
+        if g.epsilon is not None:
+            t.add(subject, 'epsilon' if g.valid else 'epsilon as printed, not a bound', g.epsilon, note=g.because)
         if progress: print(subject, t.get(subject, 'sface: inverted').value, file=sys.stderr, flush=True)
     return t
 
@@ -194,28 +230,41 @@ def evaluate(table, out=None, root=None, steps=100, progress=True)->dict: # name
     small = lambda p: People({'sface': p.codes['sface']}, p.who, p.other and {'sface': p.other['sface']})
     t = dict(table4=attack_table(TABLE4, train, test, 'Disguise, Table 4, at the level of codes', steps=steps, progress=progress), table5=attack_table(TABLE5, train, test, 'Disguise, Table 5, at the level of codes', steps=steps, progress=progress),
              epsilon=attack_table(epsilon_rows(), small(train), small(test), 'What remains at each epsilon', steps=steps, progress=progress))
-    for k, v in t.items(): v.meta['command'] = f'python -m deidnb.train.obfuscators --evaluate --table {Path(table).name}'; save_tables(v, Path(out or repo_root()/'reports'/'obfuscators'), k, ('csv', 'json', 'md'))
+    for k, v in t.items():
+        v.meta['command'] = f'python -m deidnb.train.obfuscators --evaluate --table {Path(table).name}'
+        save_tables(v, Path(out or repo_root()/'reports'/'obfuscators'), k, ('csv', 'json', 'md'))
     return t
 
 def write_row(path, command, numbers, data, seed, steps):
     "The row in the manifest of weights"
     import platform
-    return weights_row('obfuscators', path, command=command, data=data, seed=seed, steps=steps, hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers, **licence_of('fitted to SFace and FaceRes codes'), ships=True)
+    return weights_row('obfuscators', path, command=command, data=data, seed=seed, steps=steps,
+                       hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}', metrics=numbers,
+                       **licence_of('fitted to SFace and FaceRes codes'), ships=True)
 
 def main(argv=None):
     "Command line"
     import argparse
     p = argparse.ArgumentParser('python -m deidnb.train.obfuscators', description=__doc__)
-    for k, v in dict(samples=4000, steered=4141, steps=1500, seed=20261121, held=400).items(): p.add_argument(f'--{k}', type=int, default=v)
-    p.add_argument('--table', help='.npz with sface and faceres, and dlib for one more recogniser that takes no part; default: people are drawn'); p.add_argument('--data', help='what the table is, for the row'); p.add_argument('--out'); p.add_argument('--work'); p.add_argument('--evaluate', action='store_true'); p.add_argument('--quiet', action='store_true')
+    for k, v in dict(samples=4000, steered=4141, steps=1500, seed=20261121, held=400).items():
+        p.add_argument(f'--{k}', type=int, default=v)
+    p.add_argument('--table',
+                   help='.npz with sface and faceres, and dlib for one more recogniser that takes no part; default: people are drawn')
+    p.add_argument('--data', help='what the table is, for the row'); p.add_argument('--out')
+    p.add_argument('--work'); p.add_argument('--evaluate', action='store_true')
+    p.add_argument('--quiet', action='store_true')
     o = p.parse_args(argv)
     try:
         if o.evaluate:
-            if not o.table: raise ConfigError('the attacker needs people', '--table', 'Give an .npz with the columns sface and faceres.')
+            if not o.table:
+                raise ConfigError('the attacker needs people', '--table', 'Give an .npz with the columns sface and faceres.')
             evaluate(o.table, o.out, progress=not o.quiet); return 0
-        path, numbers = train_obfuscators(o.out, o.table, o.samples, o.steered, o.steps, o.seed, o.held, o.work, progress=not o.quiet)
+        path, numbers = train_obfuscators(o.out, o.table, o.samples, o.steered, o.steps, o.seed, o.held, o.work,
+                                          progress=not o.quiet)
         source = f'--table {Path(o.table).name}' if o.table else f'--samples {o.samples} --steered {o.steered}'
-        if o.out is None: write_row(path, f'python -m deidnb.train.obfuscators {source} --steps {o.steps} --seed {o.seed}', numbers, o.data or f'{numbers["people"]} generated people', o.seed, o.steps)
+        if o.out is None:
+            write_row(path, f'python -m deidnb.train.obfuscators {source} --steps {o.steps} --seed {o.seed}', numbers,
+                      o.data or f'{numbers["people"]} generated people', o.seed, o.steps)
         print(json.dumps(numbers)); return 0
     except DeidnbError as e: print(e, file=sys.stderr); return e.exit_code
 

@@ -62,12 +62,17 @@ def renders(windows, rows, n, rng, model=None, batch=16, progress=True)->tuple: 
     M, C = model or nobody_model(), Coefficients.unpack(rows[:, -sum(SIZES.values()):]); out, lab = [], []
     for i in tqdm(range(0, n, batch), desc='renders', unit='batch', disable=not progress):
         k = min(batch, n-i); a, b, d, g, p = rng.integers(0, len(rows), (5, k)); own = rng.random(k) < .5
-        alpha = np.where(own[:, None], rng.normal(size=(k, 80)), C.alpha[a]).astype(np.float32); delta = C.delta[d] + rng.normal(0, .3, (k, 80)).astype(np.float32)*(M.alb_std > 0)
+        alpha = np.where(own[:, None], rng.normal(size=(k, 80)), C.alpha[a]).astype(np.float32)
+        delta = C.delta[d] + rng.normal(0, .3, (k, 80)).astype(np.float32)*(M.alb_std > 0)
         pose = C.pose[p] + rng.normal(0, 1, (k, 6)).astype(np.float32)*np.float32([.12, .2, .05, .05, .05, .3])
-        c = Coefficients(alpha*(M.id_std > 0), C.beta[b], delta, C.gamma[g]*rng.uniform(.5, 1.2, (k, 1)).astype(np.float32), pose, np.zeros((k, 4), np.float32)); t = c.torch()
+        c = Coefficients(alpha*(M.id_std > 0), C.beta[b], delta, C.gamma[g]*rng.uniform(.5, 1.2,
+                (k, 1)).astype(np.float32), pose, np.zeros((k, 4), np.float32))
+        t = c.torch()
         with torch.inference_mode():
-            o = render(M, t, (WINDOW, WINDOW), focal=FOCAL*SIDE/WINDOW); X = M.shape(t.alpha, t.beta)[:, M.landmarks]; q, z = project(X, t.pose, (SIDE, SIDE))
-        m = cv2.GaussianBlur(o['mask'].numpy().astype(np.float32).transpose(1, 2, 0), (3, 3), 0).reshape(WINDOW, WINDOW, k).transpose(2, 0, 1)[..., None]
+            o = render(M, t, (WINDOW, WINDOW), focal=FOCAL*SIDE/WINDOW)
+            X = M.shape(t.alpha, t.beta)[:, M.landmarks]; q, z = project(X, t.pose, (SIDE, SIDE))
+        m = cv2.GaussianBlur(o['mask'].numpy().astype(np.float32).transpose(1, 2, 0), (3, 3), 0).reshape(WINDOW, WINDOW,
+            k).transpose(2, 0, 1)[..., None]
         out.append(np.rint(windows[p]*(1-m) + 255*o['image'].permute(0, 2, 3, 1).numpy()*m).astype(np.uint8))
         q, z = q.numpy(), z.numpy(); depth = (z - z.mean(1, keepdims=True))*FOCAL*SIDE/z.mean(1, keepdims=True)
         P = np.concatenate([q, depth[..., None]], 2); c = c.replace(gaze=np.stack([gaze_vectors(x) for x in X.numpy()]))
@@ -82,17 +87,27 @@ def colour(x, rng)->np.ndarray: # (128, 128, 3) uint8
     y = ((y/255)**rng.uniform(.6, 1.6)*rng.uniform(.7, 1.2, 3)*255 + rng.uniform(-15, 15)).clip(0, 255)
     if rng.random() < .4: y = cv2.GaussianBlur(y, (0, 0), rng.uniform(.4, 2))
     if rng.random() < .3: y = y + rng.normal(0, rng.uniform(1, 10), y.shape)
-    if rng.random() < .3: k = rng.uniform(.2, .7); y = cv2.resize(cv2.resize(y, None, fx=k, fy=k, interpolation=cv2.INTER_AREA), (SIDE, SIDE))
+    if rng.random() < .3:
+        k = rng.uniform(.2, .7)
+        y = cv2.resize(cv2.resize(y, None, fx=k, fy=k, interpolation=cv2.INTER_AREA), (SIDE, SIDE))
     y = y.clip(0, 255).astype(np.uint8)
-    if rng.random() < .3: y = cv2.imdecode(cv2.imencode('.jpg', y, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(15, 80))])[1], cv2.IMREAD_COLOR)
-    if rng.random() < .3: h, w = rng.integers(10, 50, 2); i, j = rng.integers(0, SIDE-10, 2); y[i:i+h, j:j+w] = rng.integers(0, 256, 3)
+    if rng.random() < .3:
+        y = cv2.imdecode(cv2.imencode('.jpg', y, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(15, 80))])[1], cv2.IMREAD_COLOR)
+    if rng.random() < .3:
+        h, w = rng.integers(10, 50, 2); i, j = rng.integers(0, SIDE-10, 2)
+        y[i:i+h, j:j+w] = rng.integers(0, 256, 3)
     return y
 
 def augment(window, row, rng, plain=.5)->tuple: # -> crop uint8 (128, 128, 3), row, True if the colours are as they were
     "A random similarity, and sometimes other colours"
-    a, s, c = rng.normal(0, np.radians(6)), np.exp(rng.normal(0, .07)), rng.normal(0, 3, 2); R = s*np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
-    mid = (SIDE-1)/2; T = np.c_[R, mid + c - R @ [mid, mid]]; x = cv2.warpAffine(window, T @ np.array([[1, 0, -PAD], [0, 1, -PAD], [0, 0, 1]]), (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    p = parts(row); q = p['points'].reshape(478, 3); q = np.c_[q[:, :2] @ R.T + T[:, 2], s*q[:, 2]]; m = move(Coefficients(**{k: p[k] for k in SIZES}), T, (SIDE, SIDE), (SIDE, SIDE)); same = rng.random() < plain
+    a, s, c = rng.normal(0, np.radians(6)), np.exp(rng.normal(0, .07)), rng.normal(0, 3, 2)
+    R = s*np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    mid = (SIDE-1)/2; T = np.c_[R, mid + c - R @ [mid, mid]]
+    x = cv2.warpAffine(window, T @ np.array([[1, 0, -PAD], [0, 1, -PAD], [0, 0, 1]]), (SIDE, SIDE),
+                       flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    p = parts(row); q = p['points'].reshape(478, 3); q = np.c_[q[:, :2] @ R.T + T[:, 2], s*q[:, 2]]
+    m = move(Coefficients(**{k: p[k] for k in SIZES}), T, (SIDE, SIDE), (SIDE, SIDE))
+    same = rng.random() < plain
     return (x if same else colour(x, rng)), np.concatenate([q.ravel(), p['blendshapes'], m.pack()]).astype(np.float32), same
 
 # %% ../../nbs/train/02_regress.ipynb #b8dd7475
@@ -105,16 +120,21 @@ def placer(model, device='cpu'):
     from deidnb.morphable.fit import landmark_modes
     from deidnb.morphable.render import project
     mean, A, E = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in landmark_modes(model)[:3])
-    return lambda c: project(mean + torch.tensordot(c.alpha[:, :len(A)], A, 1) + torch.tensordot(c.beta[:, :len(E)], E, 1), c.pose, (SIDE, SIDE))[0]
+    return lambda c: project(mean + torch.tensordot(c.alpha[:, :len(A)], A, 1) + torch.tensordot(c.beta[:, :len(E)], E,
+            1), c.pose, (SIDE, SIDE))[0]
 
 def losses(out, raw, y, same, std, mean, place)->dict: # heads of the net, the same standardised in a row; labels (B, 1747); (B,) bool: colours unchanged; coefficients -> points
     "Means over the batch"
     import torch
-    t = dict(zip(HEADS, y.split(list(HEADS.values()), -1))); z = dict(zip(HEADS, (raw - (y-mean)/std).split(list(HEADS.values()), -1)))
+    t = dict(zip(HEADS, y.split(list(HEADS.values()), -1)))
+    z = dict(zip(HEADS, (raw - (y-mean)/std).split(list(HEADS.values()), -1)))
     q = t['points'].unflatten(-1, (478, 3)); u = (q[:, 33, :2] - q[:, 263, :2]).norm(dim=-1).clamp(min=5)[:, None, None]
-    skin = torch.as_tensor(SKIN, device=y.device)[:, None]; over = lambda e, m: (e.mean(1)*m).sum()/m.sum().clamp(min=1); every = torch.ones_like(same, dtype=torch.float32)
+    skin = torch.as_tensor(SKIN, device=y.device)[:, None]
+    over = lambda e, m: (e.mean(1)*m).sum()/m.sum().clamp(min=1)
+    every = torch.ones_like(same, dtype=torch.float32)
     d = dict(points=((out['points'] - q).abs()/u).mean(), placed=((place(coefficients(out)) - q[..., :2]).abs()/u*skin).mean())
-    return d | {k: over(z[k].abs() if k in ('blendshapes', 'pose', 'gaze') else z[k].square(), same.float() if k in ('delta', 'gamma') else every) for k in WEIGHTS if k not in d}
+    return d | {k: over(z[k].abs() if k in ('blendshapes', 'pose', 'gaze') else z[k].square(), same.float()
+                        if k in ('delta', 'gamma') else every) for k in WEIGHTS if k not in d}
 
 # %% ../../nbs/train/02_regress.ipynb #dedb1d84
 def evaluate(net, windows, rows, device='cpu', batch=64)->dict: # samples -> name -> (n,) errors
@@ -125,11 +145,20 @@ def evaluate(net, windows, rows, device='cpu', batch=64)->dict: # samples -> nam
     place, got, at = placer(_model(), device), [], []
     with torch.inference_mode():
         for i in range(0, len(windows), batch):
-            d = net(to_tensor(windows[i:i+batch, PAD:-PAD, PAD:-PAD]).to(device)); at.append(place(coefficients(d)).cpu().numpy()); got.append({k: v.cpu().numpy() for k, v in d.items()})
-    d, at, t = {k: np.concatenate([g[k] for g in got]) for k in HEADS}, np.concatenate(at), parts(rows); q = t['points'].reshape(-1, 478, 3)
-    u = np.linalg.norm(q[:, 33, :2] - q[:, 263, :2], axis=1); nme = lambda p: 100*np.linalg.norm(p[:, :468, :2] - q[:, :468, :2], axis=2).mean(1)/u; rel = lambda k: np.linalg.norm(d[k]-t[k], axis=1)/np.linalg.norm(t[k], axis=1).clip(1e-6)
-    turn = [np.degrees(np.arccos(np.clip((np.trace(rotation_matrix(a[:3]).T @ rotation_matrix(b[:3])) - 1)/2, -1, 1))) for a, b in zip(d['pose'], t['pose'])]
-    return {'points, %': nme(d['points']), 'points of the coefficients, %': nme(at), 'blendshapes': np.abs(d['blendshapes']-t['blendshapes']).mean(1), 'pose, degrees': np.array(turn), 'gaze, degrees': np.abs(gaze_degrees(d['gaze'])-gaze_degrees(t['gaze'])).mean(1)} | {k: rel(k) for k in ('alpha', 'beta', 'delta', 'gamma')}
+            d = net(to_tensor(windows[i:i+batch, PAD:-PAD, PAD:-PAD]).to(device))
+            at.append(place(coefficients(d)).cpu().numpy())
+            got.append({k: v.cpu().numpy() for k, v in d.items()})
+    d, at, t = {k: np.concatenate([g[k] for g in got]) for k in HEADS}, np.concatenate(at), parts(rows)
+    q = t['points'].reshape(-1, 478, 3)
+    u = np.linalg.norm(q[:, 33, :2] - q[:, 263, :2], axis=1)
+    nme = lambda p: 100*np.linalg.norm(p[:, :468, :2] - q[:, :468, :2], axis=2).mean(1)/u
+    rel = lambda k: np.linalg.norm(d[k]-t[k], axis=1)/np.linalg.norm(t[k], axis=1).clip(1e-6)
+    turn = [np.degrees(np.arccos(np.clip((np.trace(rotation_matrix(a[:3]).T @ rotation_matrix(b[:3])) - 1)/2, -1, 1)))
+            for a, b in zip(d['pose'], t['pose'])]
+    return {'points, %': nme(d['points']), 'points of the coefficients, %': nme(at),
+            'blendshapes': np.abs(d['blendshapes']-t['blendshapes']).mean(1), 'pose, degrees': np.array(turn),
+            'gaze, degrees': np.abs(gaze_degrees(d['gaze'])-gaze_degrees(t['gaze'])).mean(1)} | {k: rel(k)
+        for k in ('alpha', 'beta', 'delta', 'gamma')}
 
 def _model():
     from deidnb.morphable.build import nobody_model
@@ -149,30 +178,48 @@ def train(work, preset='compact', pictures=None, seed:int=20261121, device=None,
     from deidnb.train.loop import accelerator, Ema, descend, run
     if preset not in RUNS: raise ConfigError(f'there is no preset {preset!r}', 'preset', f"Use {', '.join(RUNS)}.")
     c = RUNS[preset] | kw; rng = lambda k: np.random.default_rng([seed, k]); torch.manual_seed(seed)
-    work = open_store(work, dict(kind='regress', seed=seed, people=c['people'], renders=c['renders'], held=c['held'], pictures=None if pictures is None else Path(pictures).name))
+    work = open_store(work, dict(kind='regress', seed=seed, people=c['people'], renders=c['renders'], held=c['held'],
+                                 pictures=None if pictures is None else Path(pictures).name))
     items = half(sample_styles(c['people'], rng(0))) if pictures is None else list_images(pictures)[:c['people']]
-    if len(items) < c['held'] + 4: raise ConfigError(f'{len(items)} pictures are too few', '--pictures', f"Give more than {c['held'] + 4}.")
-    W, Y = photos(items[c['held']:], work/'fit', workers, progress=progress); HW, HY = photos(items[:c['held']], work/'held', workers, progress=progress)
+    if len(items) < c['held'] + 4:
+        raise ConfigError(f'{len(items)} pictures are too few', '--pictures', f"Give more than {c['held'] + 4}.")
+    W, Y = photos(items[c['held']:], work/'fit', workers, progress=progress)
+    HW, HY = photos(items[:c['held']], work/'held', workers, progress=progress)
     if not (work/'renders.npz').is_file():
         a, b = renders(W, Y, c['renders'], rng(1), progress=progress)
         with atomic_path(work/'renders.npz', overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez(f, windows=a, rows=b)
     with np.load(work/'renders.npz') as z: RW, RY = z['windows'], z['rows']
-    acc = accelerator(device, 'bf16'); dev = acc.device; net = M3D(**c['net']); both = np.concatenate([Y, RY]); floor = np.concatenate([np.full(n, dict(points=1., blendshapes=.02, alpha=.1, beta=.02, delta=.1, gamma=.02, pose=.01, gaze=.02)[k]) for k, n in HEADS.items()])
+    acc = accelerator(device, 'bf16'); dev = acc.device; net = M3D(**c['net'])
+    both = np.concatenate([Y, RY])
+    floor = np.concatenate([np.full(n, dict(points=1., blendshapes=.02, alpha=.1, beta=.02, delta=.1, gamma=.02,
+                                            pose=.01, gaze=.02)[k]) for k, n in HEADS.items()])
     mean, std = both.mean(0), np.maximum(both.std(0), floor); n = len(Y)
-    net.mean.copy_(torch.as_tensor(mean)); net.std.copy_(torch.as_tensor(std)); net = net.to(dev, memory_format=torch.channels_last); place = placer(_model(), dev)
-    decay = [p for p in net.parameters() if p.ndim > 1]; opt = torch.optim.AdamW([dict(params=decay, weight_decay=.02), dict(params=[p for p in net.parameters() if p.ndim < 2], weight_decay=0.)], lr)
-    warm = min(200, c['steps']//5 + 1); plan = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i+1)/warm, .01 + .99*(1+math.cos(math.pi*min(i/c['steps'], 1)))/2)); ema = Ema(net)
+    net.mean.copy_(torch.as_tensor(mean)); net.std.copy_(torch.as_tensor(std))
+    net = net.to(dev, memory_format=torch.channels_last); place = placer(_model(), dev)
+    decay = [p for p in net.parameters() if p.ndim > 1]
+    opt = torch.optim.AdamW([dict(params=decay, weight_decay=.02),
+                             dict(params=[p for p in net.parameters() if p.ndim < 2], weight_decay=0.)], lr)
+    warm = min(200, c['steps']//5 + 1)
+    plan = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i+1)/warm,
+                                                                .01 + .99*(1+math.cos(math.pi*min(i/c['steps'], 1)))/2))
+    ema = Ema(net)
     def draw(r):
-        k = c['batch']; i, j = r.integers(0, n, k - k//2), r.integers(0, len(RY), k//2); s = [augment(W[a], Y[a], r) for a in i] + [augment(RW[a], RY[a], r) for a in j]
+        k = c['batch']; i, j = r.integers(0, n, k - k//2), r.integers(0, len(RY), k//2)
+        s = [augment(W[a], Y[a], r) for a in i] + [augment(RW[a], RY[a], r) for a in j]
         return to_tensor([x[0] for x in s]), torch.as_tensor(np.stack([x[1] for x in s])), torch.tensor([x[2] for x in s])
     def step(b, i):
         x, y, same = (v.to(dev) for v in b); net.train()
         with acc.autocast(): raw = net.raw(x.contiguous(memory_format=torch.channels_last))
-        raw = raw.float(); d = losses(split(raw*net.std + net.mean), raw, y, same, net.std, net.mean, place); loss = sum(WEIGHTS[k]*v for k, v in d.items())
-        descend(opt, loss, accelerator=acc); plan.step(); ema.update(net); return dict(loss=loss.item()) | {k: v.item() for k, v in d.items()}
-    log = run(step, draw, c['steps'], work/'run', dict(net=net, optimiser=opt, plan=plan, ema=ema), seed=seed, device=dev, threads=max(1, (os.cpu_count() or 2)//2), stop_after=stop_after, show=show and (lambda i, l: show(i, l, ema.net)), progress=progress)
+        raw = raw.float(); d = losses(split(raw*net.std + net.mean), raw, y, same, net.std, net.mean, place)
+        loss = sum(WEIGHTS[k]*v for k, v in d.items())
+        descend(opt, loss, accelerator=acc); plan.step(); ema.update(net)
+        return dict(loss=loss.item()) | {k: v.item() for k, v in d.items()}
+    log = run(step, draw, c['steps'], work/'run', dict(net=net, optimiser=opt, plan=plan, ema=ema), seed=seed,
+              device=dev, threads=max(1, (os.cpu_count() or 2)//2), stop_after=stop_after, show=show and (lambda i,
+            l: show(i, l, ema.net)), progress=progress)
     e = {k: round(float(v.mean()), 4) for k, v in evaluate(ema.net, HW, HY, dev).items()}
-    return ema.net, log, dict(photos=n, renders=len(RY), held_out=len(HY), steps=log[-1]['step'] if log else 0, seconds=log[-1]['seconds'] if log else 0) | e
+    return ema.net, log, dict(photos=n, renders=len(RY), held_out=len(HY), steps=log[-1]['step'] if log else 0,
+                              seconds=log[-1]['seconds'] if log else 0) | e
 
 # %% ../../nbs/train/02_regress.ipynb #7481a9eb
 def main(argv=None)->int:
@@ -183,20 +230,40 @@ def main(argv=None)->int:
     from deidnb.train.donors import LICENCE
     from deidnb.train.loop import write_log
     from deidnb.train.weights import manifest_of, weights_row
-    p = argparse.ArgumentParser('python -m deidnb.train.regress', description='Train M_3D and write its manifest row; give the same command again to resume.')
-    p.add_argument('-o', '--out', required=True, help='the weights, *.safetensors'); p.add_argument('--preset', default='compact', choices=list(RUNS)); p.add_argument('--pictures', help='folder of faces to learn from (default: the generator)')
-    for k, h in dict(people='people', renders='renders', steps='steps', batch='samples in a step').items(): p.add_argument(f'--{k}', type=int, help=f'{h} (default: the preset)')
-    p.add_argument('--data', help='what the pictures are, for the row'); p.add_argument('--seed', type=int, default=20261121); p.add_argument('--work', help='folder of the store (default: in the cache)'); p.add_argument('--device'); p.add_argument('--stop-after', type=float, help='seconds of training after which to stop, to be resumed')
+    p = argparse.ArgumentParser('python -m deidnb.train.regress',
+                                description='Train M_3D and write its manifest row; give the same command again to resume.')
+    p.add_argument('-o', '--out', required=True, help='the weights, *.safetensors')
+    p.add_argument('--preset', default='compact', choices=list(RUNS))
+    p.add_argument('--pictures', help='folder of faces to learn from (default: the generator)')
+    for k, h in dict(people='people', renders='renders', steps='steps', batch='samples in a step').items():
+        p.add_argument(f'--{k}', type=int, help=f'{h} (default: the preset)')
+    p.add_argument('--data', help='what the pictures are, for the row')
+    p.add_argument('--seed', type=int, default=20261121)
+    p.add_argument('--work', help='folder of the store (default: in the cache)')
+    p.add_argument('--device')
+    p.add_argument('--stop-after', type=float, help='seconds of training after which to stop, to be resumed')
     p.add_argument('--overwrite', action='store_true'); p.add_argument('--quiet', action='store_true', help='no progress bar')
-    a = p.parse_args(argv); kw = {k: getattr(a, k) for k in ('people', 'renders', 'steps', 'batch') if getattr(a, k) is not None}; c = RUNS[a.preset] | kw; out = Path(a.out)
+    a = p.parse_args(argv)
+    kw = {k: getattr(a, k) for k in ('people', 'renders', 'steps', 'batch') if getattr(a, k) is not None}
+    c = RUNS[a.preset] | kw; out = Path(a.out)
     try:
-        if out.suffix != '.safetensors' or out.exists() and not a.overwrite: raise ConfigError('must be a new .safetensors file', out, 'Choose another name or pass --overwrite.')
+        if out.suffix != '.safetensors' or out.exists() and not a.overwrite:
+            raise ConfigError('must be a new .safetensors file', out, 'Choose another name or pass --overwrite.')
         net, log, e = train(a.work, a.preset, a.pictures, a.seed, a.device, stop_after=a.stop_after, progress=not a.quiet, **kw)
-        if e['steps'] < c['steps']: print(f"Stopped after {e['steps']} of {c['steps']} steps. The same command goes on from here.", file=sys.stderr); return 75
+        if e['steps'] < c['steps']:
+            print(f"Stopped after {e['steps']} of {c['steps']} steps. The same command goes on from here.", file=sys.stderr)
+            return 75
         save_m3d(net, out, a.overwrite, errors=e); write_log(out.with_suffix('.log.jsonl'), log)
-        command = 'python -m deidnb.train.regress --preset ' + a.preset + ''.join(f' --{k} {v}' for k, v in kw.items()) + (f' --pictures {Path(a.pictures).name}' if a.pictures else '') + f' --seed {a.seed} -o {out.name}'
-        terms = LICENCE | dict(licence_weights=LICENCE['licence_weights'].replace('styles, meshes and codes of pictures', 'trained on pictures'))
-        row = weights_row(out.stem, out, command=command, data=a.data or f"{c['people']} {'pictures' if a.pictures else 'people drawn from face_generator'}, {c['renders']} renders of the morphable model", seed=a.seed, steps=c['steps'], hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}' + ('' if a.device == 'cpu' or not _cuda() else ', one GPU'), metrics=e, **terms, ships=manifest_of(out) == manifest_dir()/'weights.yaml')
+        command = 'python -m deidnb.train.regress --preset ' + a.preset + ''.join(f' --{k} {v}' for k,
+            v in kw.items()) + (f' --pictures {Path(a.pictures).name}' if a.pictures
+                                else '') + f' --seed {a.seed} -o {out.name}'
+        terms = LICENCE | dict(licence_weights=LICENCE['licence_weights'].replace('styles, meshes and codes of pictures',
+                'trained on pictures'))
+        row = weights_row(out.stem, out, command=command,
+                          data=a.data or f"{c['people']} {'pictures' if a.pictures else 'people drawn from face_generator'}, {c['renders']} renders of the morphable model",
+                          seed=a.seed, steps=c['steps'], hardware=f'{os.cpu_count()} CPU cores, {platform.machine()}'
+                          + ('' if a.device == 'cpu' or not _cuda() else ', one GPU'), metrics=e, **terms,
+                          ships=manifest_of(out) == manifest_dir()/'weights.yaml')
     except DeidnbError as e: print(e, file=sys.stderr); return e.exit_code
     except KeyboardInterrupt: print('Stopped. The same command goes on from here.', file=sys.stderr); return 130
     print(f'{out}; its row is in {row}'); return 0

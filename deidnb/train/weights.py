@@ -12,7 +12,8 @@ from ..assets import cache_dir
 from ..core import ConfigError, InputError, atomic_path, manifest_dir, package_dir, sha256
 
 # %% ../../nbs/train/00_weights.ipynb #a65d1b31
-FIELDS = ('name', 'file', 'sha256', 'size', 'command', 'data', 'seed', 'steps', 'hardware', 'metrics', 'licence', 'licence_weights', 'origin', 'terms', 'note', 'ships')
+FIELDS = ('name', 'file', 'sha256', 'size', 'command', 'data', 'seed', 'steps', 'hardware', 'metrics', 'licence',
+          'licence_weights', 'origin', 'terms', 'note', 'ships')
 NEEDED = ('command', 'data', 'seed', 'hardware', 'metrics', 'licence', 'ships')
 
 def row_text(name:str, # of the weights
@@ -24,9 +25,13 @@ def row_text(name:str, # of the weights
     path = Path(path)
     if not path.is_file(): raise InputError('no such file', path, 'Write the weights first, then their row.')
     wrong, lacks = [k for k in fields if k not in FIELDS], [k for k in NEEDED if k not in fields]
-    if wrong or lacks: raise ConfigError('; '.join(filter(None, [wrong and f"unknown field {', '.join(wrong)}", lacks and f"lacks {', '.join(lacks)}"])), name, f"Fields: {', '.join(FIELDS)}.")
+    if wrong or lacks:
+        raise ConfigError('; '.join(filter(None, [wrong and f"unknown field {', '.join(wrong)}",
+                                                  lacks and f"lacks {', '.join(lacks)}"])), name,
+                          f"Fields: {', '.join(FIELDS)}.")
     d = dict(name=name, file=f'weights/{path.name}', sha256=sha256(path), size=path.stat().st_size) | fields
-    return yaml.safe_dump([{k: d[k] for k in FIELDS if k in d}], sort_keys=False, allow_unicode=True, width=160, default_flow_style=None)
+    return yaml.safe_dump([{k: d[k] for k in FIELDS if k in d}], sort_keys=False, allow_unicode=True, width=160,
+                          default_flow_style=None)
 
 # %% ../../nbs/train/00_weights.ipynb #8dfa9eec
 def replace_row(text:str, name:str, row:str)->str:
@@ -53,7 +58,8 @@ def weights_row(name:str,      # of the weights; `asset(name)` finds them by it
     from filelock import FileLock
     path = Path(path or package_dir()/'weights'/f'{name}.safetensors'); row = row_text(name, path, **fields)
     manifest = Path(manifest or manifest_of(path)).resolve()
-    lock = cache_dir()/'locks'/f'{hashlib.sha256(str(manifest).encode()).hexdigest()[:12]}.lock'; lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = cache_dir()/'locks'/f'{hashlib.sha256(str(manifest).encode()).hexdigest()[:12]}.lock'
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=60):
         old = manifest.read_text('utf-8') if manifest.is_file() else ''
         with atomic_path(manifest, overwrite=True) as tmp: tmp.write_text(replace_row(old, name, row), 'utf-8')

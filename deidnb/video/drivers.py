@@ -36,7 +36,9 @@ def drawn(p:Person, current, face, noise): # the frame as it is so far, `Face`, 
     try:
         if p.generator is None: raise ValueError(p.why or 'no way to draw this person')
         if getattr(p.generator, 'needs_mesh', False) and face.landmarks is None: raise ValueError('no mesh fits this face')
-        crop = cut(p.generator, current, replace(face, notes={'sface': p.code})); e = check_edit(crop, p.generator(crop, rng=noise) if p.decision is None else p.generator.draw(crop, **p.decision)); out = paste(current, crop, e); return out, (crop, e), ''
+        crop = cut(p.generator, current, replace(face, notes={'sface': p.code}))
+        e = check_edit(crop, p.generator(crop, rng=noise) if p.decision is None else p.generator.draw(crop, **p.decision))
+        out = paste(current, crop, e); return out, (crop, e), ''
     except DeidnbError as e:
         if e.exit_code == 4: raise      # a missing model is no reason to cover everybody
         return cover(current, face), None, str(e)
@@ -48,15 +50,20 @@ def mask_of(hw, crop, edit)->np.ndarray: # float32 (h, w)
 
 def decide(d:Deidentifier, number, code, views, noise)->Person: # views: [(frame, Face)], the best of the person's
     "Escalate until the gate knows nobody in any of the views"
-    own, best = [d.gate.codes(x, f) if d.gate else None for x, f in views], None; views = [(x, f, o) for (x, f), o in zip(views, own) if f.landmarks is not None or not getattr(d.generator, 'needs_mesh', False)]
+    own, best = [d.gate.codes(x, f) if d.gate else None for x, f in views], None
+    views = [(x, f, o) for (x, f), o in zip(views, own) if f.landmarks is not None or not getattr(d.generator,
+            'needs_mesh', False)]
     if not views: return Person(number, code, why='no mesh fits this face')
     for k, (level, g) in enumerate(ladder(d.generator, d.attempts if d.gate else 1)):
         p = Person(number, code, g, attempts=k+1)
-        try: p.decision = g.decide(cut(g, views[0][0], replace(views[0][1], notes={'sface': code})), rng=noise) if hasattr(g, 'decide') else None
+        try:
+            p.decision = g.decide(cut(g, views[0][0], replace(views[0][1], notes={'sface': code})),
+                                  rng=noise) if hasattr(g, 'decide') else None
         except (ValueError, InputError) as e: p.why = str(e); continue
         p.info = dict((p.decision or {}).get('info') or {}, escalation=level); worst = -np.inf
         for x, f, o in views:
-            y, _, why = drawn(p, x, f, noise); v = d.gate.check(x, y, f, o) if d.gate and not why else Verdict(); p.why = why or ('' if v.passed or not d.gate else v.why); worst = max(worst, v.excess)
+            y, _, why = drawn(p, x, f, noise); v = d.gate.check(x, y, f, o) if d.gate and not why else Verdict()
+            p.why = why or ('' if v.passed or not d.gate else v.why); worst = max(worst, v.excess)
             for n, s in v.scores.items():
                 if n not in p.scores or s['score'] is None or s['score'] > p.scores[n]['score']: p.scores[n] = s
             if p.why: break
@@ -87,14 +94,17 @@ class Flow:
     name, ordered = 'flow', True
     def __init__(self, people, noise, mode='rlt', bound=9., fade=4, finder=None, **kw): # see `MotionFlow`; frames of transition; finder of the new face's mesh
         from deidnb.gate import shared_finder
-        self.people, self.noise, self.mode, self.bound, self.fade, self.finder, self.states = {p.number: p for p in people}, noise, mode, bound, fade, finder or shared_finder(), {}
+        self.people, self.noise, self.mode, self.bound, self.fade, self.finder, self.states = {p.number: p
+            for p in people}, noise, mode, bound, fade, finder or shared_finder(), {}
     def __call__(self, i, frame, seen):
         out, whys = frame, []
         for s in seen: out, why = self.one(i, frame, out, s); whys.append(why)
         self.states = {k: v for k, v in self.states.items() if k in {s.track for s in seen}}; return out, whys
     def one(self, i, frame, current, s):
         f, p, c = s.face, self.people[s.person], self.states.setdefault(s.track, Carried())
-        if s.how == 'lost' or p.generator is None or f.landmarks is None: c.flow = None; return drawn(p, current, f, self.noise)[::2] if s.how != 'lost' else (cover(current, f), 'out of sight for too long')
+        if s.how == 'lost' or p.generator is None or f.landmarks is None:
+            c.flow = None
+            return drawn(p, current, f, self.noise)[::2] if s.how != 'lost' else (cover(current, f), 'out of sight for too long')
         step = None
         if c.flow is not None:
             step = c.flow.step(frame, f)
@@ -102,10 +112,17 @@ class Flow:
         y, pasted, why = drawn(p, current, f, self.noise)
         if why: c.flow = None; return y, why
         if closed(f): c.flow = None; return y, ''
-        if step is not None: c.old, c.fade = c.flow, self.fade; shown = put_back(current, f, step); y2 = self.mix(shown, y, 1/(self.fade+1))
+        if step is not None:
+            c.old, c.fade = c.flow, self.fade; shown = put_back(current, f, step)
+            y2 = self.mix(shown, y, 1/(self.fade+1))
         else: y2 = y
-        again = self.finder.find(y, max_faces=8); near = min(again, key=lambda g: np.linalg.norm(g.points5.mean(0) - f.points5.mean(0)), default=None); Q = near.landmarks if near is not None and near.landmarks is not None and np.linalg.norm(near.points5.mean(0) - f.points5.mean(0)) < .3*f.size else None
-        c.flow = MotionFlow(self.mode, self.bound); c.flow.start(frame, f, y, mask_of(frame.shape[:2], *pasted), Q); c.keys += 1; return y2, ''
+        again = self.finder.find(y, max_faces=8)
+        near = min(again, key=lambda g: np.linalg.norm(g.points5.mean(0) - f.points5.mean(0)), default=None)
+        Q = near.landmarks if near is not None and near.landmarks is not None and np.linalg.norm(near.points5.mean(0)
+            - f.points5.mean(0)) < .3*f.size else None
+        c.flow = MotionFlow(self.mode, self.bound)
+        c.flow.start(frame, f, y, mask_of(frame.shape[:2], *pasted), Q); c.keys += 1
+        return y2, ''
     def faded(self, c, frame, current, f, new):
         "While a transition lasts, some of what the last keyframe gives"
         if c.fade <= 0 or c.old is None: return new
@@ -117,7 +134,9 @@ class Flow:
 def closed(face, limit=.2)->bool:
     "Whether an eye is so narrow that a keyframe would have to invent it"
     from deidnb.faces.masks import REGIONS
-    P = face.landmarks; return any(np.linalg.norm(P[t, :2] - P[b, :2]) < limit*np.linalg.norm(P[REGIONS[e][0], :2] - P[REGIONS[e][8], :2]) for e, t, b in (('left_eye', 159, 145), ('right_eye', 386, 374)))
+    P = face.landmarks
+    return any(np.linalg.norm(P[t, :2] - P[b, :2]) < limit*np.linalg.norm(P[REGIONS[e][0], :2] - P[REGIONS[e][8], :2])
+               for e, t, b in (('left_eye', 159, 145), ('right_eye', 386, 374)))
 
 DRIVERS = dict(per_frame=PerFrame, flow=Flow)
 
@@ -140,8 +159,14 @@ def keep_people(path, people):
     from deidnb.core import atomic_path
     arrays, words = {}, []
     for p in people:
-        words.append({k: getattr(p, k) for k in ('number', 'info', 'scores', 'attempts', 'why')} | dict(rung=p.info.get('escalation', 0) if p.generator is not None else None, names=None if p.decision is None else list(p.decision), plain={k: v for k, v in (p.decision or {}).items() if not isinstance(v, np.ndarray)})); arrays[f'{p.number}.code'] = p.code; arrays |= {f'{p.number}.{k}': v for k, v in (p.decision or {}).items() if isinstance(v, np.ndarray)}
-    with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f: np.savez(f, words=np.frombuffer(json.dumps(words, default=plain).encode(), np.uint8), **arrays)
+        words.append({k: getattr(p, k) for k in ('number', 'info', 'scores', 'attempts', 'why')}
+                     | dict(rung=p.info.get('escalation', 0) if p.generator is not None else None, names=None
+                            if p.decision is None else list(p.decision),
+                            plain={k: v for k, v in (p.decision or {}).items() if not isinstance(v, np.ndarray)}))
+        arrays[f'{p.number}.code'] = p.code
+        arrays |= {f'{p.number}.{k}': v for k, v in (p.decision or {}).items() if isinstance(v, np.ndarray)}
+    with atomic_path(path, overwrite=True) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, words=np.frombuffer(json.dumps(words, default=plain).encode(), np.uint8), **arrays)
 
 def kept_people(path, d)->list|None:
     "The same `Person`s again"
@@ -149,12 +174,16 @@ def kept_people(path, d)->list|None:
     with np.load(path) as z: a = {k: z[k] for k in z.files}
     out, rungs = [], dict(ladder(d.generator, d.attempts))
     for w in json.loads(a['words'].tobytes()):
-        n = w['number']; out.append(Person(n, a[f'{n}.code'], None if w['rung'] is None else rungs[w['rung']], None if w['names'] is None else {k: w['plain'][k] if k in w['plain'] else a[f'{n}.{k}'] for k in w['names']}, w['info'], w['scores'], w['attempts'], w['why']))
+        n = w['number']
+        out.append(Person(n, a[f'{n}.code'], None if w['rung'] is None else rungs[w['rung']], None if w['names'] is None
+                          else {k: w['plain'][k] if k in w['plain'] else a[f'{n}.{k}'] for k in w['names']}, w['info'],
+                          w['scores'], w['attempts'], w['why']))
     return out
 
 def people_of(d, T, views, noise)->list: # views: {frame number: frame} of `T.best`
     "A decision for everybody who is to be protected"
-    return [decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views], noise) for n in T.people]
+    return [decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views], noise)
+            for n in T.people]
 
 # %% ../../nbs/video/02_drivers.ipynb #716039d3
 def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov, .mkv)
@@ -169,41 +198,65 @@ def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov
     from deidnb.methods import METHODS
     driver = driver or (getattr(METHODS.get(d.method), 'driver', '') or 'per_frame')
     if driver not in DRIVERS: raise ConfigError(f'there is no driver {driver!r}', 'driver', f"Use {', '.join(DRIVERS)}.")
-    if d.needs_set: raise ConfigError(f'{d.method} averages several people and cannot work on a video', '--method', 'Choose another method.')
-    info, began = probe(src, damaged=damaged), time.perf_counter(); say = progress or (lambda *a: None); known = dict({k: v for k, v in d.config.items() if k != 'version'}, driver=driver, watch=watch, margin=margin, options=options); noise = rng(d.seed, d.simulate)
+    if d.needs_set:
+        raise ConfigError(f'{d.method} averages several people and cannot work on a video', '--method', 'Choose another method.')
+    info, began = probe(src, damaged=damaged), time.perf_counter(); say = progress or (lambda *a: None)
+    known = dict({k: v for k, v in d.config.items() if k != 'version'}, driver=driver, watch=watch, margin=margin,
+                 options=options)
+    noise = rng(d.seed, d.simulate)
     with VideoWriter(dst, info, known, crf=crf, sound=sound, overwrite=overwrite, damaged=damaged) as w:
-        T = track((x for *_, x in read_video(info, damaged=damaged)), w.work/'found', d.finder, threads, float(info.fps), d.min_score, min(.3, d.min_score), margin, progress=lambda n: say('finding', n, info.frames)); found = time.perf_counter()
-        if not T.people and d.on_no_face == 'skip': raise InputError('no face found, so nothing was written', src, 'Use --on-no-face copy or blur-all.')
+        T = track((x for *_, x in read_video(info, damaged=damaged)), w.work/'found', d.finder, threads,
+                  float(info.fps), d.min_score, min(.3, d.min_score), margin, progress=lambda n: say('finding', n,
+                info.frames))
+        found = time.perf_counter()
+        if not T.people and d.on_no_face == 'skip':
+            raise InputError('no face found, so nothing was written', src, 'Use --on-no-face copy or blur-all.')
         people = kept_people(w.work/'people.npz', d) if w.start else None
         if people is None:
-            need = sorted({i for n in T.people for i, _ in T.best(n)}); views = {i: x for i, _, x in read_video(info, stop=need[-1]+1, damaged=True) if i in set(need)} if need else {}; people = people_of(d, T, views, noise); keep_people(w.work/'people.npz', people)
-        decided = time.perf_counter(); drive, guard, tally = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, watch), Tally(people, w.state); w.state = tally.state
+            need = sorted({i for n in T.people for i, _ in T.best(n)})
+            views = {i: x for i, _, x in read_video(info, stop=need[-1]+1, damaged=True) if i in set(need)} if need else {}
+            people = people_of(d, T, views, noise); keep_people(w.work/'people.npz', people)
+        decided = time.perf_counter()
+        drive, guard, tally = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, watch), Tally(people, w.state)
+        w.state = tally.state
         def one(item):
-            i, _, x = item; seen = [s for s in T.faces(i) if selected(s.face, d.only, d.exclude)]; out, whys = drive(i, x, seen) if seen else (x, [])
+            i, _, x = item; seen = [s for s in T.faces(i) if selected(s.face, d.only, d.exclude)]
+            out, whys = drive(i, x, seen) if seen else (x, [])
             if not T.people and d.on_no_face == 'blur-all': out = blur_all(x)
             return seen, *guard(i, x, out, seen, whys)
-        for (i, t, _), (seen, out, whys) in ahead(one, read_video(info, w.start, after=w.after, damaged=damaged), 1 if drive.ordered else threads): tally.add(i, seen, whys); w.write(t, out); say('drawing', i+1, info.frames)
+        for (i, t, _), (seen, out, whys) in ahead(one, read_video(info, w.start, after=w.after, damaged=damaged),
+                                                  1 if drive.ordered else threads):
+            tally.add(i, seen, whys); w.write(t, out); say('drawing', i+1, info.frames)
         T.found.close()
-    return video_receipt(d, driver, people, T, tally, w.result, dict(find=found-began, decide=decided-found, draw=time.perf_counter()-decided))
+    return video_receipt(d, driver, people, T, tally, w.result, dict(find=found-began, decide=decided-found,
+            draw=time.perf_counter()-decided))
 
 # %% ../../nbs/video/02_drivers.ipynb #f8f05bff
 class Tally:
     "What happened to each person, frame by frame"
     def __init__(self, people, state=None): # state: of an interrupted run, from JSON
-        old = {k: {int(n): v for n, v in (state or {}).get(k, {}).items()} for k in ('count', 'why', 'frames')}; self.count = old['count'] or {p.number: dict(found=0, between=0, beyond=0, lost=0, covered=0) for p in people}; self.why, self.frames = old['why'], old['frames']
+        old = {k: {int(n): v for n, v in (state or {}).get(k, {}).items()} for k in ('count', 'why', 'frames')}
+        self.count = old['count'] or {p.number: dict(found=0, between=0, beyond=0, lost=0, covered=0) for p in people}
+        self.why, self.frames = old['why'], old['frames']
     def add(self, i, seen, whys):
         for s, why in zip(seen, whys):
             c = self.count[s.person]; c[s.how] += 1
-            if why: c['covered'] += 1; self.why.setdefault(s.person, {}); self.why[s.person][why] = self.why[s.person].get(why, 0) + 1
+            if why:
+                c['covered'] += 1; self.why.setdefault(s.person, {})
+                self.why[s.person][why] = self.why[s.person].get(why, 0) + 1
             a = self.frames.setdefault(s.person, [i, i]); a[1] = i
     @property
-    def state(self): return dict(count=self.count, why=self.why, frames=self.frames) # grows on; the writer keeps it as JSON with each piece
+    def state(self): # grows on; the writer keeps it as JSON with each piece
+        return dict(count=self.count, why=self.why, frames=self.frames)
 
 def video_receipt(d, driver, people, T, tally, info, seconds)->dict:
     "JSON-ready account of one video"
     import deidnb
     g = guarantee_of(d.generator); one = all(p.decision is not None for p in people if p.generator is not None)
-    if g is not None and not one: n = max((sum(c[k] for k in ('found', 'between', 'beyond')) for c in tally.count.values()), default=1); g = dict(g, releases=n, epsilon=None if g['epsilon'] is None else n*g['epsilon'], text=f"{n} frames are {n} releases: the budgets add up")
+    if g is not None and not one:
+        n = max((sum(c[k] for k in ('found', 'between', 'beyond')) for c in tally.count.values()), default=1)
+        g = dict(g, releases=n, epsilon=None if g['epsilon'] is None else n*g['epsilon'],
+                 text=f"{n} frames are {n} releases: the budgets add up")
     covered = sum(c['covered'] for c in tally.count.values())
     out = dict(deidnb=deidnb.__version__, method=d.method, preset=d.config['preset'], strength=d.config['strength'], params=d.config['params'], driver=driver, guarantee=g, gate=d.gate.describe() if d.gate else None, outcome='no face found' if not people else 'fallback' if covered else 'protected',
                frames=T.n, covered=covered, people=[dict(person=p.number, frames=tally.frames.get(p.number), how=tally.count[p.number], decided=p.info, scores=p.scores, attempts=p.attempts, why=tally.why.get(p.number, {})) for p in people],

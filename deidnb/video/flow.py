@@ -46,7 +46,8 @@ def grey(x): return cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
 
 def dense_map(now, before, tolerance=1.)->tuple: # grey uint8 squares -> (side, side, 2) where each pixel was before, trust (side, side) in [0, 1]
     "Dense flow and whether it is consistent"
-    b, f = dis().calc(now, before, None), dis().calc(before, now, None); g = grid(len(now)); m = g + b; e = np.linalg.norm(sample(f, m) + b, axis=-1)
+    b, f = dis().calc(now, before, None), dis().calc(before, now, None); g = grid(len(now))
+    m = g + b; e = np.linalg.norm(sample(f, m) + b, axis=-1)
     return m, np.clip(2 - e/tolerance, 0, 1)
 
 # %% ../../nbs/video/01_flow.ipynb #2c6b3abb
@@ -58,7 +59,8 @@ def around(P, side, by=1.1)->np.ndarray: # mesh in the square -> float32 (side, 
 
 def lids_and_lips(P, side)->np.ndarray: # float32 (side, side)
     "Where things open and close within a frame or two: the mesh knows, the pixels cannot tell"
-    return soft(cv2.dilate(sum(fill((side, side), P[REGIONS[k]]).astype(np.float32) for k in ('left_lids', 'right_lids', 'lips_outer')).clip(0, 1), np.ones((3, 3))), .01*side)
+    return soft(cv2.dilate(sum(fill((side, side), P[REGIONS[k]]).astype(np.float32) for k in ('left_lids', 'right_lids',
+                    'lips_outer')).clip(0, 1), np.ones((3, 3))), .01*side)
 
 class MotionFlow:
     "Carries a protected keyframe through the next frames"
@@ -67,27 +69,52 @@ class MotionFlow:
         self.mode, self.bound, self.turn, self.anchor, self.side, self.key = mode, bound, turn, anchor, side, None
     def start(self, image, face, result, mask, Q=None): # uint8 frame; `Face` with a mesh; the protected frame; float (h, w) where it changed; mesh of the new face
         "A keyframe"
-        s = self.side = self.side or side_for(face); M = face_square(face, s); A = warp(image, M, (s, s)); P = move_mesh(M, face.landmarks); Q = P if Q is None else move_mesh(M, Q); R, m = warp(result, M, (s, s)).astype(np.float32), warp(np.float32(mask), M, (s, s), border='zero'); m = m*np.maximum(around(P, s), around(Q, s)); self.key = dict(A=A.astype(np.float32), P=P, R=R, m=m, Q=Q, pose=face.pose)
+        s = self.side = self.side or side_for(face); M = face_square(face, s); A = warp(image, M, (s, s))
+        P = move_mesh(M, face.landmarks); Q = P if Q is None else move_mesh(M, Q)
+        R, m = warp(result, M, (s, s)).astype(np.float32), warp(np.float32(mask), M, (s, s), border='zero')
+        m = m*np.maximum(around(P, s), around(Q, s))
+        self.key = dict(A=A.astype(np.float32), P=P, R=R, m=m, Q=Q, pose=face.pose)
         self.map, self.last, self.P, self.error = grid(s).copy(), grey(A), P, 0.
     def step(self, image, face)->dict: # the next frame and the face in it -> picture, mask (square), error, whether a new keyframe is due, matrix
         "The protected face in the square of this frame"
-        s, k = self.side, self.key; M = face_square(face, s); A = warp(image, M, (s, s)); P = move_mesh(M, face.landmarks); now = grey(A); direct, on = mesh_map(P, k['P'], s)
+        s, k = self.side, self.key; M = face_square(face, s); A = warp(image, M, (s, s))
+        P = move_mesh(M, face.landmarks); now = grey(A); direct, on = mesh_map(P, k['P'], s)
         if self.mode == 'std': self.map = direct
         else:
-            flow, trust = dense_map(now, self.last); near, _ = mesh_map(P, self.P, s); w = (trust*on)[..., None]; flow = near + (flow-near)*w
-            if self.mode == 'rlt_book': k['R'], k['m'], k['A'] = (sample(v, flow) for v in (k['R'], k['m'], k['A'])); k['P'] = P; self.map = grid(s)
-            else: self.map = sample(self.map, flow); self.map = self.map + self.anchor*cv2.GaussianBlur((direct - self.map)*on[..., None], (0, 0), .03*s); self.map = self.map + (direct - self.map)*lids_and_lips(P, s)[..., None]
-        self.last, self.P = now, P; seen, R, m = sample(k['A'], self.map), sample(k['R'], self.map), np.clip(sample(k['m'], self.map, cv2.BORDER_CONSTANT), 0, 1); small = lambda v: cv2.blur(v, (s//6, s//6)); gain = np.clip((small(A.astype(np.float32)) + 8)/(small(seen) + 8), .75, 1.33)
-        skin = fill((s, s), P[REGIONS['oval']])*(1 - fill((s, s), P[REGIONS['lips_outer']]))*(1 - fill((s, s), P[REGIONS['left_eye']]))*(1 - fill((s, s), P[REGIONS['right_eye']])) > .5; self.error = float(np.abs(cv2.blur(seen*gain - A, (3, 3)))[skin].mean()) if skin.any() else 255.
-        turned = 0. if face.pose is None or k['pose'] is None else float(np.abs(wrap_degrees(face.pose - k['pose'])).max()); S = umeyama(k['P'][:, :2], P[:, :2]); Q = P.copy(); Q[:, :2] += (k['Q'] - k['P'])[:, :2] @ S[:, :2].T; m = m*np.maximum(around(P, s, 1.04), around(Q, s, 1.04))
-        return dict(image=np.clip(R*gain, 0, 255), own=A, mask=m, P=P, Q=Q, M=M, error=self.error, due=self.error > self.bound or turned > self.turn)
+            flow, trust = dense_map(now, self.last); near, _ = mesh_map(P, self.P, s)
+            w = (trust*on)[..., None]; flow = near + (flow-near)*w
+            if self.mode == 'rlt_book':
+                k['R'], k['m'], k['A'] = (sample(v, flow) for v in (k['R'], k['m'], k['A']))
+                k['P'] = P; self.map = grid(s)
+            else:
+                self.map = sample(self.map, flow)
+                self.map = self.map + self.anchor*cv2.GaussianBlur((direct - self.map)*on[..., None], (0, 0), .03*s)
+                self.map = self.map + (direct - self.map)*lids_and_lips(P, s)[..., None]
+        self.last, self.P = now, P
+        seen, R, m = sample(k['A'], self.map), sample(k['R'], self.map), np.clip(sample(k['m'], self.map,
+                cv2.BORDER_CONSTANT), 0, 1)
+        small = lambda v: cv2.blur(v, (s//6, s//6))
+        gain = np.clip((small(A.astype(np.float32)) + 8)/(small(seen) + 8), .75, 1.33)
+        skin = fill((s, s), P[REGIONS['oval']])*(1 - fill((s, s), P[REGIONS['lips_outer']]))*(1 - fill((s, s),
+                P[REGIONS['left_eye']]))*(1 - fill((s, s), P[REGIONS['right_eye']])) > .5
+        self.error = float(np.abs(cv2.blur(seen*gain - A, (3, 3)))[skin].mean()) if skin.any() else 255.
+        turned = 0. if face.pose is None or k['pose'] is None else float(np.abs(wrap_degrees(face.pose - k['pose'])).max())
+        S = umeyama(k['P'][:, :2], P[:, :2]); Q = P.copy()
+        Q[:, :2] += (k['Q'] - k['P'])[:, :2] @ S[:, :2].T
+        m = m*np.maximum(around(P, s, 1.04), around(Q, s, 1.04))
+        return dict(image=np.clip(R*gain, 0, 255), own=A, mask=m, P=P, Q=Q, M=M, error=self.error,
+                    due=self.error > self.bound or turned > self.turn)
 
 # %% ../../nbs/video/01_flow.ipynb #7f40764d
 def put_back(frame, face, step, eyes=True)->np.ndarray: # uint8 frame, its `Face`, what `MotionFlow.step` gave -> uint8 frame
     "Paste the carried face"
     P, Q, u = step['P'], step['Q'], eye_distance(step['P']); x = step['image']
     if eyes: x = keep_parts(keep_eyes(x, step['own'], P, Q, u), step['own'], P, Q, u, face.blendshapes)
-    hw = frame.shape[:2]; m = np.clip(warp(np.float32(step['mask']), invert(step['M']), hw[::-1], border='zero'), 0, 1); y, x0 = (np.flatnonzero(m.any(a)) for a in (1, 0)); out = frame.copy()
+    hw = frame.shape[:2]
+    m = np.clip(warp(np.float32(step['mask']), invert(step['M']), hw[::-1], border='zero'), 0, 1)
+    y, x0 = (np.flatnonzero(m.any(a)) for a in (1, 0)); out = frame.copy()
     if len(y) == 0: return out
-    a, b, c, d = y[0], y[-1]+1, x0[0], x0[-1]+1; B = invert(step['M']).copy(); B[:, 2] -= [c, a]; part = warp(np.float32(np.clip(x, 0, 255)), B, (d-c, b-a)); old = frame[a:b, c:d].astype(np.float32)
+    a, b, c, d = y[0], y[-1]+1, x0[0], x0[-1]+1; B = invert(step['M']).copy()
+    B[:, 2] -= [c, a]; part = warp(np.float32(np.clip(x, 0, 255)), B, (d-c, b-a))
+    old = frame[a:b, c:d].astype(np.float32)
     out[a:b, c:d] = np.rint(old + (part-old)*m[a:b, c:d, None]).clip(0, 255).astype(np.uint8); return out

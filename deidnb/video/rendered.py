@@ -18,14 +18,22 @@ from ..faces.masks import REGIONS, fill
 # %% ../../nbs/video/03_rendered.ipynb #80056d1c
 def matte(rgb, face)->np.ndarray: # uint8 (s, s, 3), `Face` with a mesh -> float32 (s, s): 1 where the person is
     "GrabCut, told where the head must be"
-    s = len(rgb); P = face.landmarks[:, :2]; lo, hi = P.min(0), P.max(0); (w, h), (x, y) = hi - lo, (lo + hi)/2; m = np.full((s, s), cv2.GC_PR_BGD, np.uint8); k = max(2, s//50)
+    s = len(rgb); P = face.landmarks[:, :2]; lo, hi = P.min(0), P.max(0)
+    (w, h), (x, y) = hi - lo, (lo + hi)/2; m = np.full((s, s), cv2.GC_PR_BGD, np.uint8)
+    k = max(2, s//50)
     blob = lambda dy, a, b, label: cv2.ellipse(m, ((float(x), float(y + dy*h)), (float(a*w), float(b*h)), 0.), int(label), -1)
     blob(-.05, 1.45, 1.6, cv2.GC_PR_FGD); m[int(y + .45*h):, int(x - .45*w):int(x + .45*w)] = cv2.GC_PR_FGD
-    blob(-.14, .98, 1.12, cv2.GC_FGD); m[fill(m.shape, P[REGIONS['oval']]) > .5] = cv2.GC_FGD; m[int(y + .4*h):, int(x - .2*w):int(x + .2*w)] = cv2.GC_FGD
+    blob(-.14, .98, 1.12, cv2.GC_FGD); m[fill(m.shape, P[REGIONS['oval']]) > .5] = cv2.GC_FGD
+    m[int(y + .4*h):, int(x - .2*w):int(x + .2*w)] = cv2.GC_FGD
     m[:max(1, k//2)] = m[:int(y + .1*h), :k] = m[:int(y + .1*h), -k:] = cv2.GC_BGD
-    cv2.setRNGSeed(0); cv2.grabCut(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), m, None, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)   # its k-means draws from a generator of OpenCV's
-    a = cv2.morphologyEx(np.isin(m, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5))); label = cv2.connectedComponents(a)[1]; a = cv2.copyMakeBorder((label == label[int(y), int(x)]).astype(np.uint8), 20, 20, 20, 20, cv2.BORDER_REPLICATE)
-    a = cv2.GaussianBlur(cv2.morphologyEx(a, cv2.MORPH_CLOSE, np.ones((9, 9)))[20:-20, 20:-20].astype(np.float32), (0, 0), 1.); side = np.clip(np.arange(s)/(.05*s), 0, 1); return a*np.float32(side*side[::-1])
+    # its k-means draws from a generator of OpenCV's
+    cv2.setRNGSeed(0)
+    cv2.grabCut(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), m, None, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)
+    a = cv2.morphologyEx(np.isin(m, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5)))
+    label = cv2.connectedComponents(a)[1]
+    a = cv2.copyMakeBorder((label == label[int(y), int(x)]).astype(np.uint8), 20, 20, 20, 20, cv2.BORDER_REPLICATE)
+    a = cv2.GaussianBlur(cv2.morphologyEx(a, cv2.MORPH_CLOSE, np.ones((9, 9)))[20:-20, 20:-20].astype(np.float32), (0, 0), 1.)
+    side = np.clip(np.arange(s)/(.05*s), 0, 1); return a*np.float32(side*side[::-1])
 
 # %% ../../nbs/video/03_rendered.ipynb #4127348f
 CAST = (2, 7, 10)        # of `example_faces`
@@ -49,22 +57,30 @@ def puppet(k, side)->Puppet: # number of the example; pixels
     from deidnb.assets import example_faces
     from deidnb.gate import shared_finder
     from deidnb.morphable.fit import DISTANCE, camera, fit_face, rotation_matrix
-    rgb = cv2.resize(example_faces()[k], (side, side), interpolation=cv2.INTER_AREA); f = next(iter(shared_finder().find(rgb)), None)
-    if f is None or f.landmarks is None: raise InputError('no face that a mesh fits', f'puppet({k}, {side})', 'Use at least 96 pixels.')
+    rgb = cv2.resize(example_faces()[k], (side, side), interpolation=cv2.INTER_AREA)
+    f = next(iter(shared_finder().find(rgb)), None)
+    if f is None or f.landmarks is None:
+        raise InputError('no face that a mesh fits', f'puppet({k}, {side})', 'Use at least 96 pixels.')
     c = fit_face(rgb, f).coefficients; R, t = rotation_matrix(c.pose[:3]), c.pose[3:] + np.float64([0, 0, DISTANCE])
-    p = Puppet(np.dstack([rgb, np.rint(255*matte(rgb, f)).astype(np.uint8)]), c, R, t, None, None); X = pose_vertices(p, c.beta, R); p.texture = camera(X, side, side)[0].astype(np.float32); p.light = light(p, X); return p
+    p = Puppet(np.dstack([rgb, np.rint(255*matte(rgb, f)).astype(np.uint8)]), c, R, t, None, None)
+    X = pose_vertices(p, c.beta, R); p.texture = camera(X, side, side)[0].astype(np.float32)
+    p.light = light(p, X); return p
 
+# %% ../../nbs/video/03_rendered.ipynb #c229c8d3
 def pose_vertices(p, beta, R)->np.ndarray: # (64,), rotation -> (V, 3) in the camera's frame
     "Turned about the middle of the head"
     from deidnb.morphable.build import nobody_model
-    pivot = p.R @ np.float64(PIVOT); return (nobody_model().shape(p.rest.alpha, beta) - np.float32(PIVOT)) @ R.T.astype(np.float32) + (p.t + pivot).astype(np.float32)
+    pivot = p.R @ np.float64(PIVOT)
+    return (nobody_model().shape(p.rest.alpha, beta) - np.float32(PIVOT)) @ R.T.astype(np.float32) + (p.t
+        + pivot).astype(np.float32)
 
 def light(p, X)->np.ndarray: # (V, 3) -> (V, 3)
     import torch
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.fit import harmonics
     from deidnb.morphable.render import AMBIENT, vertex_normals
-    n = vertex_normals(torch.from_numpy(X)[None], nobody_model().to_torch()['triangles'])[0].numpy(); return np.maximum(AMBIENT + harmonics(n) @ p.rest.gamma.reshape(3, 9).T, .2)
+    n = vertex_normals(torch.from_numpy(X)[None], nobody_model().to_torch()['triangles'])[0].numpy()
+    return np.maximum(AMBIENT + harmonics(n) @ p.rest.gamma.reshape(3, 9).T, .2)
 
 def pose_of(R)->np.ndarray: # rotation in the camera's frame -> (3,) yaw, pitch, roll in degrees, with the signs of `Face.pose`
     from deidnb.faces.find import matrix_pose
@@ -72,7 +88,8 @@ def pose_of(R)->np.ndarray: # rotation in the camera's frame -> (3,) yaw, pitch,
 
 def turned(p, yaw, pitch, roll)->np.ndarray: # degrees to add -> rotation
     from deidnb.morphable.fit import rotation_matrix
-    a, b, c = np.radians([-yaw, -pitch, roll]); return rotation_matrix([0, 0, c]) @ rotation_matrix([0, a, 0]) @ rotation_matrix([b, 0, 0]) @ p.R
+    a, b, c = np.radians([-yaw, -pitch, roll])
+    return rotation_matrix([0, 0, c]) @ rotation_matrix([0, a, 0]) @ rotation_matrix([b, 0, 0]) @ p.R
 
 def act(p, curves)->np.ndarray: # {name: value} -> beta (64,)
     "Expression: 0 is the picture's own, 1 is all of it"
@@ -84,12 +101,14 @@ def act(p, curves)->np.ndarray: # {name: value} -> beta (64,)
 # %% ../../nbs/video/03_rendered.ipynb #537d44ce
 def mouth(x, P)->np.ndarray: # (s, s, 3) float32 in [0, 255], mesh -> the same
     "Dark, with the upper teeth"
-    hole = fill(x.shape[:2], P[REGIONS['lips_inner']]); u = np.linalg.norm(P[33, :2] - P[263, :2]); up = P[[78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308], :2]
+    hole = fill(x.shape[:2], P[REGIONS['lips_inner']]); u = np.linalg.norm(P[33, :2] - P[263, :2])
+    up = P[[78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308], :2]
     if hole.sum() < 2: return x
     tone = np.clip(x[fill(x.shape[:2], P[REGIONS['left_cheek']]) > .5].mean()/150, .5, 1.1) if u > 8 else 1.
     down = (P[14, :2] - P[13, :2])/max(np.linalg.norm(P[14, :2] - P[13, :2]), 1e-6)
     teeth = fill(x.shape[:2], np.concatenate([up[1:-1], up[1:-1][::-1] + .055*u*down]))*hole
-    x = x + (np.float32([58, 24, 24]) - x)*cv2.GaussianBlur(hole, (0, 0), .5)[..., None]; return x + (tone*np.float32([190, 176, 164]) - x)*(.85*cv2.GaussianBlur(teeth, (0, 0), .6)*hole)[..., None]
+    x = x + (np.float32([58, 24, 24]) - x)*cv2.GaussianBlur(hole, (0, 0), .5)[..., None]
+    return x + (tone*np.float32([190, 176, 164]) - x)*(.85*cv2.GaussianBlur(teeth, (0, 0), .6)*hole)[..., None]
 
 def drawn(p, curves, R)->tuple: # -> uint8 (s, s, 4), mesh (478, 3) px, bool (s, s) where the face is
     "One frame of one person"
@@ -98,14 +117,20 @@ def drawn(p, curves, R)->tuple: # -> uint8 (s, s, 4), mesh (478, 3) px, bool (s,
     from deidnb.morphable.build import nobody_model
     from deidnb.morphable.fit import FOCAL, camera
     from deidnb.morphable.render import interpolate, rasterise
-    s = len(p.image); X = pose_vertices(p, act(p, curves), R); q = camera(X, s, s)[0].astype(np.float32); f = nobody_model().to_torch()['triangles']; P = np.c_[q, X[:, 2]*FOCAL*s/X[:, 2].mean()][:478]; P[:, 2] -= P[:, 2].mean(); u = np.linalg.norm(P[33, :2] - P[263, :2])
+    s = len(p.image); X = pose_vertices(p, act(p, curves), R); q = camera(X, s, s)[0].astype(np.float32)
+    f = nobody_model().to_torch()['triangles']; P = np.c_[q, X[:, 2]*FOCAL*s/X[:, 2].mean()][:478]
+    P[:, 2] -= P[:, 2].mean(); u = np.linalg.norm(P[33, :2] - P[263, :2])
     with torch.inference_mode():
         r = rasterise(torch.from_numpy(q)[None], torch.from_numpy(X[:, 2])[None], f, (s, s), True)
-        a = interpolate(torch.from_numpy(np.c_[p.texture, (light(p, X)/p.light).clip(.6, 1.6)**(1/2.2)].astype(np.float32))[None], r.ids, r.bary, f)[0].numpy()
+        a = interpolate(torch.from_numpy(np.c_[p.texture, (light(p, X)/p.light).clip(.6,
+                        1.6)**(1/2.2)].astype(np.float32))[None], r.ids, r.bary, f)[0].numpy()
     on = r.mask[0].numpy(); face = cv2.remap(p.image[..., :3], np.ascontiguousarray(a[..., :2]), None, cv2.INTER_CUBIC)*a[..., 2:]
-    whole = np.maximum(on, fill(on.shape, P[REGIONS['lips_inner']]) > .5) | (fill(on.shape, P[REGIONS['left_eye']]) + fill(on.shape, P[REGIONS['right_eye']]) > .5)
-    around = carry_surroundings(p.image, np.c_[p.texture, X[:, 2]][:478], P, u)[0].astype(np.float32); near = cv2.dilate(face, np.ones((3, 3))); face = np.where(on[..., None], face, near)
-    w = cv2.GaussianBlur(cv2.erode(whole.astype(np.float32), np.ones((3, 3))), (0, 0), max(.7, .012*u))[..., None]; y = mouth(around[..., :3] + (face - around[..., :3])*w, P)
+    whole = np.maximum(on, fill(on.shape, P[REGIONS['lips_inner']]) > .5) | (fill(on.shape, P[REGIONS['left_eye']])
+        + fill(on.shape, P[REGIONS['right_eye']]) > .5)
+    around = carry_surroundings(p.image, np.c_[p.texture, X[:, 2]][:478], P, u)[0].astype(np.float32)
+    near = cv2.dilate(face, np.ones((3, 3))); face = np.where(on[..., None], face, near)
+    w = cv2.GaussianBlur(cv2.erode(whole.astype(np.float32), np.ones((3, 3))), (0, 0), max(.7, .012*u))[..., None]
+    y = mouth(around[..., :3] + (face - around[..., :3])*w, P)
     return np.rint(np.dstack([y, np.maximum(around[..., 3:], 255*w)]).clip(0, 255)).astype(np.uint8), P, whole
 
 # %% ../../nbs/video/03_rendered.ipynb #56a2286b
@@ -113,20 +138,27 @@ def blinks(n, fps, rng, count)->np.ndarray: # -> (n,): 0 open, 1 closed
     "One in each of `count` stretches of the clip"
     x = np.zeros(n); shapes = np.array([.4, 1, 1, .5]), np.array([.4, 1, 1, 1, .5])
     for a, b in zip(e := np.linspace(0, n, count+1), e[1:]):
-        s = shapes[rng.integers(2)]; i = int(rng.uniform(a + 1, max(a + 1.01, b - len(s) - 1))); s = s[:max(0, n-i)]; x[i:i+len(s)] = np.maximum(x[i:i+len(s)], s)
+        s = shapes[rng.integers(2)]; i = int(rng.uniform(a + 1, max(a + 1.01, b - len(s) - 1)))
+        s = s[:max(0, n-i)]; x[i:i+len(s)] = np.maximum(x[i:i+len(s)], s)
     return x
 
 def syllables(n, fps, rng, most=.6)->np.ndarray: # -> (n,): jawOpen
     x, i = np.zeros(n), 0.
-    while i < n: d = fps*rng.uniform(.16, .32); t = np.arange(n); x += np.where((t > i) & (t < i+d), np.sin(np.pi*np.clip((t-i)/d, 0, 1))**2, 0)*(rng.random() > .15)*most*rng.uniform(.4, 1); i += d
+    while i < n:
+        d = fps*rng.uniform(.16, .32); t = np.arange(n)
+        x += np.where((t > i) & (t < i+d), np.sin(np.pi*np.clip((t-i)/d, 0, 1))**2,
+                      0)*(rng.random() > .15)*most*rng.uniform(.4, 1)
+        i += d
     return x
 
 def sway(n, fps, rng, most)->np.ndarray: # (k,) largest values -> (n, k)
     "Slow, smooth, back and forth"
-    t = np.arange(n)[:, None]/fps; k = len(most); f, g = rng.uniform(.3, .6, (2, k)); return np.float64(most)*(.7*np.sin(2*np.pi*(f*t + rng.random(k))) + .3*np.sin(2*np.pi*(2*g*t + rng.random(k))))
+    t = np.arange(n)[:, None]/fps; k = len(most); f, g = rng.uniform(.3, .6, (2, k))
+    return np.float64(most)*(.7*np.sin(2*np.pi*(f*t + rng.random(k))) + .3*np.sin(2*np.pi*(2*g*t + rng.random(k))))
 
 def behaviour(n, fps, rng, blink, jaw, turn)->tuple: # -> curves (n, 5), degrees to add (n, 3)
-    b = blinks(n, fps, rng, blink); s = sway(n, fps, rng, [.1])[:, 0] + .1; return np.stack([b, b, syllables(n, fps, rng, jaw), s, s], 1).clip(0, 1), sway(n, fps, rng, turn)
+    b = blinks(n, fps, rng, blink); s = sway(n, fps, rng, [.1])[:, 0] + .1
+    return np.stack([b, b, syllables(n, fps, rng, jaw), s, s], 1).clip(0, 1), sway(n, fps, rng, turn)
 
 # %% ../../nbs/video/03_rendered.ipynb #76c64c02
 @dataclass(eq=False)
@@ -144,8 +176,12 @@ class Truth:
 
 def wall(size, seed=0, dark=False)->np.ndarray: # width, height -> float32 (h, w, 3)
     "Plaster and a dado, a little uneven, so that a codec has something to do"
-    w, h = size; g = np.random.default_rng([seed, dark]); x = np.float32([172, 166, 154])*np.linspace(1.05, .9, w, dtype=np.float32)[None, :, None]*np.ones((h, 1, 1), np.float32); x[int(.7*h):] *= np.float32([.8, .83, .88]); x[int(.7*h):int(.7*h) + 2] *= .8
-    spots = lambda k: cv2.resize(g.standard_normal((max(2, h//k), max(2, w//k))).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)[..., None]; x = x + 3*spots(24) + 1.5*spots(4); return x*np.float32([.42, .46, .56]) if dark else x
+    w, h = size; g = np.random.default_rng([seed, dark])
+    x = np.float32([172, 166, 154])*np.linspace(1.05, .9, w, dtype=np.float32)[None, :, None]*np.ones((h, 1, 1), np.float32)
+    x[int(.7*h):] *= np.float32([.8, .83, .88]); x[int(.7*h):int(.7*h) + 2] *= .8
+    spots = lambda k: cv2.resize(g.standard_normal((max(2, h//k), max(2, w//k))).astype(np.float32), size,
+                                 interpolation=cv2.INTER_CUBIC)[..., None]
+    x = x + 3*spots(24) + 1.5*spots(4); return x*np.float32([.42, .46, .56]) if dark else x
 
 def shoulders(size, at, side, k)->tuple: # top left corner and side of a person, number -> mask (h, w, 1), colour (3,)
     a = np.linspace(0, 2*np.pi, 48); e = np.stack([at[0] + side*(.5 + .6*np.cos(a)), at[1] + side*(1.14 + .3*np.sin(a))], 1)
@@ -154,13 +190,17 @@ def shoulders(size, at, side, k)->tuple: # top left corner and side of a person,
 # %% ../../nbs/video/03_rendered.ipynb #67c94133
 def staged(size, cast, side, at, curves, turns, walls, fps, cut=None)->tuple: # width, height; puppets' numbers, their side; corners (n, p, 2) in whole pixels; (n, p, 5); (n, p, 3); of both shots -> frames, `Truth`
     "All frames, from the wall forward to person 0"
-    (w, h), (n, m) = size, at.shape[:2]; z = lambda *k: np.zeros((n, m, *k), np.float32); frames, T = [], Truth(fps, tuple(cast), curves, z(3), z(478, 3), z(4), z(), cut)
+    (w, h), (n, m) = size, at.shape[:2]; z = lambda *k: np.zeros((n, m, *k), np.float32)
+    frames, T = [], Truth(fps, tuple(cast), curves, z(3), z(478, 3), z(4), z(), cut)
     for i in range(n):
         x, shown = walls[cut is not None and i >= cut].copy(), {}
         for k in range(m)[::-1]:
-            p, (u, v) = puppet(cast[k], side), map(int, at[i, k]); R = turned(p, *turns[i, k]); y, P, face = drawn(p, dict(zip(CURVES, curves[i, k])), R); T.pose[i, k], T.landmarks[i, k] = pose_of(R), P + [u, v, 0]
+            p, (u, v) = puppet(cast[k], side), map(int, at[i, k]); R = turned(p, *turns[i, k])
+            y, P, face = drawn(p, dict(zip(CURVES, curves[i, k])), R)
+            T.pose[i, k], T.landmarks[i, k] = pose_of(R), P + [u, v, 0]
             put = lambda a: cv2.warpAffine(a, np.float64([[1, 0, u], [0, 1, v]]), size, flags=cv2.INTER_NEAREST)
-            alpha = put(y[..., 3])/np.float32(255); body, colour = shoulders(size, (u, v), side, cast[k]); x += (colour - x)*body; x += (put(y[..., :3]) - x)*alpha[..., None]
+            alpha = put(y[..., 3])/np.float32(255); body, colour = shoulders(size, (u, v), side, cast[k])
+            x += (colour - x)*body; x += (put(y[..., :3]) - x)*alpha[..., None]
             for j in shown: shown[j][0][(alpha > .5) | (body[..., 0] > .5)] = 0
             shown[k] = put(face.astype(np.uint8)), face.sum()
         for k, (on, whole) in shown.items(): T.visible[i, k] = on.sum()/whole
@@ -172,29 +212,43 @@ def talking(n=50, size=(240, 200), fps=25, seed=0, blink=3, jaw=.6, turn=(9, 4, 
     "A person who does not exist blinks, speaks and turns the head"
     w, h = size; side = int(min(.95*h, w))
     if n < 1 or side < 96: raise ConfigError(f'n={n}, size={size}', 'talking', 'Use one frame or more, of 102 pixels or more.')
-    g = np.random.default_rng(seed); k = CAST[g.integers(len(CAST)) if who is None else who % len(CAST)]; c, t = behaviour(n, fps, g, blink, jaw, turn)
+    g = np.random.default_rng(seed); k = CAST[g.integers(len(CAST)) if who is None else who % len(CAST)]
+    c, t = behaviour(n, fps, g, blink, jaw, turn)
     return staged(size, (k,), side, np.tile([(w-side)//2, h-side], (n, 1, 1)), c[:, None], t[:, None], (wall(size, seed),), fps)
 
 # %% ../../nbs/video/03_rendered.ipynb #41075548
 def two_people(n=60, size=(420, 240), fps=25, seed=0, leave='out', cut=None, who=None, blink=None, jaw=.6, turn=(7, 3, 2))->tuple: # leave: 'out' or 'behind'; cut: first frame of another shot; who: two numbers in `CAST`; blink: of each, None: 1.2 a second -> frames, `Truth`
     "Two people who do not exist; one is away for a while"
-    w, h = size; side = int(min(.78*h, .48*w)); g = np.random.default_rng(seed); pair = PAIRS[g.integers(len(PAIRS))] if who is None else [k % len(CAST) for k in who]
-    if leave not in ('out', 'behind') or n < 20 or side < 96 or pair[0] == pair[1] or cut is not None and not 0 < cut < n: raise ConfigError(f'leave={leave!r}, n={n}, size={size}, cut={cut}, who={who}', 'two_people', "Use 'out' or 'behind', 20 frames or more, 200 x 124 pixels or more, two people, and a cut inside the clip.")
-    acts = [behaviour(n, fps, g, max(1, round(1.2*n/fps)) if blink is None else blink, jaw, turn) for _ in pair]; t = np.arange(n)/n
-    x0 = np.interp(t, (0, .3, 1), (.24, .28, .30)); far = 1.3 if leave == 'out' else .28; x1 = np.interp(t, (0, .2, .38, .52, .7, 1), (.74, .74, far, far, .72, .66)); at = np.stack([x0, x1], 1)*w - side/2
+    w, h = size; side = int(min(.78*h, .48*w)); g = np.random.default_rng(seed)
+    pair = PAIRS[g.integers(len(PAIRS))] if who is None else [k % len(CAST) for k in who]
+    if leave not in ('out', 'behind') or n < 20 or side < 96 or pair[0] == pair[1] or cut is not None and not 0 < cut < n:
+        raise ConfigError(f'leave={leave!r}, n={n}, size={size}, cut={cut}, who={who}', 'two_people',
+                          "Use 'out' or 'behind', 20 frames or more, 200 x 124 pixels or more, two people, and a cut inside the clip.")
+    acts = [behaviour(n, fps, g, max(1, round(1.2*n/fps)) if blink is None else blink, jaw, turn) for _ in pair]
+    t = np.arange(n)/n
+    x0 = np.interp(t, (0, .3, 1), (.24, .28, .30)); far = 1.3 if leave == 'out' else .28
+    x1 = np.interp(t, (0, .2, .38, .52, .7, 1), (.74, .74, far, far, .72, .66))
+    at = np.stack([x0, x1], 1)*w - side/2
     if cut is not None: at[cut:] = w - side - at[cut:]
-    at = np.rint(np.stack([at, np.full_like(at, h-side)], -1)).astype(int); return staged(size, [CAST[k] for k in pair], side, at, *(np.stack(a, 1) for a in zip(*acts)), (wall(size, seed), wall(size, seed, True)), fps, cut)
+    at = np.rint(np.stack([at, np.full_like(at, h-side)], -1)).astype(int)
+    return staged(size, [CAST[k] for k in pair], side, at, *(np.stack(a, 1) for a in zip(*acts)),
+                  (wall(size, seed), wall(size, seed, True)), fps, cut)
 
 # %% ../../nbs/video/03_rendered.ipynb #de1efcaa
 def write_clip(path, frames, fps=25, sound=True, crf=12, overwrite=False)->Path: # *.mp4; of even size; a tone of 440 Hz that swells once a second
     "H.264, and AAC if wanted"
     import av
     h, w = frames[0].shape[:2]; y = .25*np.sin(2*np.pi*440*(s := np.arange(int(44100*len(frames)/fps))/44100))*np.sin(np.pi*s)**2
-    if h % 2 or w % 2 or Path(path).suffix != '.mp4': raise ConfigError(f'{w} x {h} pixels', path, 'Use even numbers and a name that ends in .mp4.')
+    if h % 2 or w % 2 or Path(path).suffix != '.mp4':
+        raise ConfigError(f'{w} x {h} pixels', path, 'Use even numbers and a name that ends in .mp4.')
     with atomic_path(path, overwrite) as tmp, av.open(str(tmp), 'w', format='mp4') as c:
-        v = c.add_stream('libx264', rate=fps, options=dict(crf=str(crf))); v.width, v.height, v.pix_fmt = w, h, 'yuv420p'; a = c.add_stream('aac', rate=44100, layout='mono') if sound else None
+        v = c.add_stream('libx264', rate=fps, options=dict(crf=str(crf)))
+        v.width, v.height, v.pix_fmt = w, h, 'yuv420p'
+        a = c.add_stream('aac', rate=44100, layout='mono') if sound else None
         for x in frames: c.mux(v.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
         c.mux(v.encode())
-        for i in range(0, len(y) if sound else 0, 1024): f = av.AudioFrame.from_ndarray(y[None, i:i+1024].astype(np.float32), 'fltp', 'mono'); f.rate, f.pts = 44100, i; c.mux(a.encode(f))
+        for i in range(0, len(y) if sound else 0, 1024):
+            f = av.AudioFrame.from_ndarray(y[None, i:i+1024].astype(np.float32), 'fltp', 'mono')
+            f.rate, f.pts = 44100, i; c.mux(a.encode(f))
         if sound: c.mux(a.encode())
     return Path(path)

@@ -15,23 +15,29 @@ from ..core import ConfigError, Face
 from ..faces.find import iou
 
 # %% ../../nbs/video/00_track.ipynb #ddc9c64f
-RECORD = np.dtype([('frame', 'i4'), ('box', 'f4', 4), ('points5', 'f4', (5, 2)), ('score', 'f4'), ('meshed', '?'), ('landmarks', 'f4', (478, 3)), ('blendshapes', 'f4', 52), ('pose', 'f4', 3)])
+RECORD = np.dtype([('frame', 'i4'), ('box', 'f4', 4), ('points5', 'f4', (5, 2)), ('score', 'f4'), ('meshed', '?'),
+                   ('landmarks', 'f4', (478, 3)), ('blendshapes', 'f4', 52), ('pose', 'f4', 3)])
 
 def pack(i, f:Face)->np.ndarray: # frame number, face -> one `RECORD`
-    r = np.zeros((), RECORD); r['frame'], r['box'], r['points5'], r['score'], r['meshed'] = i, f.box, f.points5, f.score, f.landmarks is not None
+    r = np.zeros((), RECORD)
+    r['frame'], r['box'], r['points5'], r['score'], r['meshed'] = i, f.box, f.points5, f.score, f.landmarks is not None
     if f.landmarks is not None:
         for k in ('landmarks', 'blendshapes', 'pose'):
             if getattr(f, k) is not None: r[k] = getattr(f, k)
     return r
 
 def unpack(r)->Face:
-    return Face(*(r[k].copy() for k in ('box', 'points5')), float(r['score']), **({k: r[k].copy() for k in ('landmarks', 'blendshapes', 'pose')} if r['meshed'] else {}), source='yunet')
+    return Face(*(r[k].copy() for k in ('box', 'points5')), float(r['score']),
+                **({k: r[k].copy() for k in ('landmarks', 'blendshapes', 'pose')} if r['meshed'] else {}),
+                source='yunet')
 
 class Found:
     "Detections of a video, appended frame by frame, read back at random"
-    def __init__(self, path): self.path, self.frame, self.score, self.box, self._file, self._map = Path(path), [], [], [], open(path, 'wb'), None
+    def __init__(self, path):
+        self.path, self.frame, self.score, self.box, self._file, self._map = Path(path), [], [], [], open(path, 'wb'), None
     def add(self, i, f)->int: # number of the detection
-        self._file.write(pack(i, f).tobytes()); self._map = None; self.frame.append(i); self.score.append(float(f.score)); self.box.append(np.asarray(f.box)); return len(self.frame) - 1
+        self._file.write(pack(i, f).tobytes()); self._map = None; self.frame.append(i)
+        self.score.append(float(f.score)); self.box.append(np.asarray(f.box)); return len(self.frame) - 1
     def __len__(self): return len(self.frame)
     def __getitem__(self, k)->Face:
         if self._map is None: self._file.flush(); self._map = np.memmap(self.path, RECORD, 'r')
@@ -44,9 +50,11 @@ def thumbnail(rgb, size=(32, 18))->np.ndarray: # float32 (18, 32, 3)
 
 class Cuts:
     "Called with one frame after the other: True where a new shot begins"
-    def __init__(self, least=18., times=4.): self.least, self.times, self.last, self.usual = least, times, None, 0.  # grey levels; multiple of the usual change
+    def __init__(self, least=18., times=4.): # grey levels; multiple of the usual change
+        self.least, self.times, self.last, self.usual = least, times, None, 0.
     def __call__(self, rgb)->bool:
-        now = thumbnail(rgb); change = 0. if self.last is None else float(np.abs(now - self.last).mean()); self.last = now; cut = change > max(self.least, self.times*self.usual)
+        now = thumbnail(rgb); change = 0. if self.last is None else float(np.abs(now - self.last).mean())
+        self.last = now; cut = change > max(self.least, self.times*self.usual)
         if not cut: self.usual += .2*(change - self.usual)
         return cut
 
@@ -63,7 +71,8 @@ class Track:
     before: int = 0; after: int = 0            # frames beyond the ends where the picture still looks like it
     def expect(self, i): return self.box + self.speed*min(i - self.last, 5)
     def add(self, i, k, f):
-        if self.box is not None and i > self.last: v = (f.box - self.box)/(i - self.last); self.speed = .6*self.speed + .4*np.tile((v[:2]+v[2:])/2, 2)
+        if self.box is not None and i > self.last:
+            v = (f.box - self.box)/(i - self.last); self.speed = .6*self.speed + .4*np.tile((v[:2]+v[2:])/2, 2)
         else: self.speed = np.zeros(4, np.float32)
         self.box, self.last, self.seen[i] = f.box, i, k
 
@@ -74,9 +83,11 @@ def assign(cost, limit)->list: # (tracks, faces) -> pairs below the limit
 # %% ../../nbs/video/00_track.ipynb #848f2282
 def glance(rgb, box, side=24)->np.ndarray: # (side*side,) of mean 0 and length 1; None if the box lies outside
     "A face, very small"
-    h, w = rgb.shape[:2]; x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int); x1, y1 = np.ceil(np.minimum(box[2:], [w, h])).astype(int)
+    h, w = rgb.shape[:2]; x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int)
+    x1, y1 = np.ceil(np.minimum(box[2:], [w, h])).astype(int)
     if x1-x0 < 4 or y1-y0 < 4 or (x1-x0)*(y1-y0) < .3*np.prod(np.maximum(box[2:]-box[:2], 1)): return None
-    g = cv2.resize(rgb[y0:y1, x0:x1], (side, side), interpolation=cv2.INTER_AREA).mean(2, dtype=np.float32).ravel(); g -= g.mean(); return g/max(np.linalg.norm(g), 1e-3)
+    g = cv2.resize(rgb[y0:y1, x0:x1], (side, side), interpolation=cv2.INTER_AREA).mean(2, dtype=np.float32).ravel()
+    g -= g.mean(); return g/max(np.linalg.norm(g), 1e-3)
 
 def alike(a, b)->bool: return a is not None and b is not None and float(a @ b) > .5
 
@@ -84,14 +95,16 @@ def alike(a, b)->bool: return a is not None and b is not None and float(a @ b) >
 class Linker:
     "Tracks, built frame by frame"
     def __init__(self, encode, sure=.6, bridge=25, overlap=.15, every=20, margin=5): # encode: (rgb, Face) -> code (128,); score of a sure face; longest gap in frames; least overlap; frames between two codes; frames that are looked at beyond an end
-        self.encode, self.sure, self.bridge, self.overlap, self.every, self.margin, self.tracks, self.open, self.first, self.past = encode, sure, bridge, overlap, every, margin, [], [], 0, deque(maxlen=max(1, margin))
+        self.encode, self.sure, self.bridge, self.overlap, self.every, self.margin, self.tracks, self.open, self.first, self.past = encode, sure, bridge, overlap, every, margin, [], [], 0, deque(maxlen=max(1,
+                margin))
     def cut(self, i):
         for t in self.tracks: t.shot = (t.shot[0], i) if t.shot[1] is None else t.shot
         self.open, self.first = [], i; self.past.clear()
     def beyond(self, i, rgb):
         "Does the picture still, or already, show what no detector finds?"
         for t in self.open:
-            if t.last < i <= t.last + self.margin and t.after == i - t.last - 1 and alike(t.look, glance(rgb, t.expect(i))): t.after = i - t.last
+            if t.last < i <= t.last + self.margin and t.after == i - t.last - 1 and alike(t.look, glance(rgb, t.expect(i))):
+                t.after = i - t.last
             if t.last == i and len(t.seen) == 1:
                 for k, x in enumerate(reversed(self.past), 1):
                     if not alike(t.look, glance(x, t.box)): break
@@ -100,12 +113,19 @@ class Linker:
     def step(self, i, rgb, faces, numbers):
         "Faces of frame i and their numbers in the log"
         for t in [t for t in self.open if i - t.last > self.bridge]: self.open.remove(t)
-        over = np.array([[iou(f.box, t.expect(i)[None])[0, 0] for f in faces] for t in self.open]).reshape(len(self.open), len(faces)); cost = np.where(over > self.overlap, 1 - over, 10.); doubt = (over > self.overlap).sum(1).max(initial=0) > 1 or (over > self.overlap).sum(0).max(initial=0) > 1
+        over = np.array([[iou(f.box, t.expect(i)[None])[0, 0] for f in faces]
+                         for t in self.open]).reshape(len(self.open), len(faces))
+        cost = np.where(over > self.overlap, 1 - over, 10.)
+        doubt = (over > self.overlap).sum(1).max(initial=0) > 1 or (over > self.overlap).sum(0).max(initial=0) > 1
         codes = [self.encode(rgb, f) if doubt else None for f in faces]
-        if doubt: cost = cost - np.array([[.8*max(0., float(np.mean(t.codes, 0) @ z)) for z in codes] for t in self.open]).reshape(cost.shape)
+        if doubt:
+            cost = cost - np.array([[.8*max(0., float(np.mean(t.codes, 0) @ z)) for z in codes]
+                                    for t in self.open]).reshape(cost.shape)
         pairs = assign(cost, 1.); taken = {b for _, b in pairs}
         for a, b in pairs: self.put(self.open[a], i, rgb, faces[b], numbers[b], codes[b])
-        for b in set(range(len(faces))) - taken: t = Track(shot=(self.first, None)); self.tracks.append(t); self.open.append(t); self.put(t, i, rgb, faces[b], numbers[b], codes[b])
+        for b in set(range(len(faces))) - taken:
+            t = Track(shot=(self.first, None)); self.tracks.append(t); self.open.append(t)
+            self.put(t, i, rgb, faces[b], numbers[b], codes[b])
         self.beyond(i, rgb)
     def put(self, t, i, rgb, f, k, z):
         t.add(i, k, f); t.sure |= f.score >= self.sure; t.look, t.after = glance(rgb, f.box), 0
@@ -123,11 +143,15 @@ def same_people(tracks, threshold)->list: # -> for each track the number of its 
     "Long tracks first; each joins the person that one of its views is most like"
     people, who = [], {}
     for j in sorted(range(len(tracks)), key=lambda j: -len(tracks[j].seen)):
-        t = tracks[j]; span = (min(t.seen), max(t.seen)); fits = [(float((np.stack(t.codes) @ mean_code(p['codes'])).max()), n) for n, p in enumerate(people) if not any(a <= span[1] and span[0] <= b for a, b in p['spans'])]; best = max(fits, default=(-1, None))
+        t = tracks[j]; span = (min(t.seen), max(t.seen))
+        fits = [(float((np.stack(t.codes) @ mean_code(p['codes'])).max()), n) for n, p in enumerate(people)
+                if not any(a <= span[1] and span[0] <= b for a, b in p['spans'])]
+        best = max(fits, default=(-1, None))
         if best[0] >= threshold: n = best[1]
         else: n = len(people); people.append(dict(codes=[], spans=[]))
         people[n]['codes'] += list(t.codes); people[n]['spans'].append(span); who[j] = n
-    order = {n: k for k, n in enumerate(dict.fromkeys(who[j] for j in sorted(who, key=lambda j: min(tracks[j].seen))))}; return [order[who[j]] for j in range(len(tracks))]
+    order = {n: k for k, n in enumerate(dict.fromkeys(who[j] for j in sorted(who, key=lambda j: min(tracks[j].seen))))}
+    return [order[who[j]] for j in range(len(tracks))]
 
 # %% ../../nbs/video/00_track.ipynb #07eb0c62
 def one_euro(x, fps=25., cutoff=3., beta=.05, d_cutoff=1.)->np.ndarray: # (n, ...) -> (n, ...); Hz, per pixel a second, Hz
@@ -155,35 +179,52 @@ def blend(a:Face, b:Face, w)->Face: # w: 0 is a, 1 is b; beyond that it goes on
     if v['blendshapes'] is not None: v['blendshapes'] = np.clip(v['blendshapes'], 0, 1)
     return Face(score=min(a.score, b.score), source='between', **v)
 
+# %% ../../nbs/video/00_track.ipynb #b4a8a3cf
 class Tracks:
     "All faces of a video"
     def __init__(self, found, tracks, who, n, fps=25., draw=10, smooth=True): # draw: longest gap a face is drawn in
-        self.found, self.tracks, self.who, self.n, self.fps, self.draw, self.smooth = found, tracks, who, n, fps, draw, smooth; self.at = {}
+        self.found, self.tracks, self.who, self.n, self.fps, self.draw, self.smooth = found, tracks, who, n, fps, draw, smooth
+        self.at = {}
         for j, t in enumerate(tracks):
-            for i in range(max(t.shot[0], min(t.seen)-t.before), min(t.shot[1], max(t.seen)+t.after+1)): self.at.setdefault(i, []).append(j)
+            for i in range(max(t.shot[0], min(t.seen)-t.before), min(t.shot[1], max(t.seen)+t.after+1)):
+                self.at.setdefault(i, []).append(j)
     @property
     def people(self): return sorted(set(self.who))
     def codes(self, person): return np.stack([z for t, w in zip(self.tracks, self.who) if w == person for z in t.codes])
     def look(self, j, i)->Face: # as it was found, steadied by what was found a few frames before and after
         t = self.tracks[j]; f = self.found[t.seen[i]]
         if not self.smooth or f.landmarks is None: return f
-        near = [k for k in range(i-6, i+7) if k in t.seen and all(m in t.seen for m in range(min(i, k), max(i, k)))]; fs = [self.found[t.seen[k]] for k in near]; ok = [k for k, g in zip(near, fs) if g.landmarks is not None]; fs = [g for g in fs if g.landmarks is not None]; p = ok.index(i); unit = max(float(np.linalg.norm(f.landmarks[33, :2] - f.landmarks[263, :2])), 1.)/60
-        x = steady(np.stack([np.concatenate([g.landmarks, np.c_[g.points5, np.zeros(5)]]) for g in fs])/unit, fps=self.fps)[p]*unit; return replace(f, landmarks=x[:478], points5=x[478:, :2])
+        near = [k for k in range(i-6, i+7) if k in t.seen and all(m in t.seen for m in range(min(i, k), max(i, k)))]
+        fs = [self.found[t.seen[k]] for k in near]
+        ok = [k for k, g in zip(near, fs) if g.landmarks is not None]
+        fs = [g for g in fs if g.landmarks is not None]; p = ok.index(i)
+        unit = max(float(np.linalg.norm(f.landmarks[33, :2] - f.landmarks[263, :2])), 1.)/60
+        x = steady(np.stack([np.concatenate([g.landmarks, np.c_[g.points5, np.zeros(5)]]) for g in fs])/unit,
+                   fps=self.fps)[p]*unit
+        return replace(f, landmarks=x[:478], points5=x[478:, :2])
     def face(self, j, i)->tuple: # Face, how
         t = self.tracks[j]
         if i in t.seen: return self.look(j, i), 'found'
         frames = np.array(list(t.seen)); p = np.searchsorted(frames, i)     # `seen` grows with time
-        if 0 < p < len(frames): a, b = int(frames[p-1]), int(frames[p]); return blend(self.look(j, a), self.look(j, b), (i-a)/(b-a)), 'between' if b - a <= self.draw else 'lost'
-        e = int(frames[0] if p == 0 else frames[-1]); o = int(frames[min(2, len(frames)-1)] if p == 0 else frames[max(-3, -len(frames))]); a, b = self.look(j, e), self.look(j, o)
+        if 0 < p < len(frames):
+            a, b = int(frames[p-1]), int(frames[p])
+            return blend(self.look(j, a), self.look(j, b), (i-a)/(b-a)), 'between' if b - a <= self.draw else 'lost'
+        e = int(frames[0] if p == 0 else frames[-1])
+        o = int(frames[min(2, len(frames)-1)] if p == 0 else frames[max(-3, -len(frames))])
+        a, b = self.look(j, e), self.look(j, o)
         return (replace(a, source='beyond') if e == o else blend(b, a, 1 + abs(i-e)/abs(e-o))), 'beyond'
     def faces(self, i)->list: # of `Seen`, large to small
         "Who is in frame i"
-        out = [Seen(self.who[j], *self.face(j, i), j) for j in self.at.get(i, [])]; found = np.stack([s.face.box for s in out if s.how == 'found']) if any(s.how == 'found' for s in out) else np.zeros((0, 4))
-        out = [s for s in out if s.how == 'found' or not len(found) or iou(s.face.box, found)[:, 1].max() < .6]      # behind somebody else, whose face is found
+        out = [Seen(self.who[j], *self.face(j, i), j) for j in self.at.get(i, [])]
+        found = np.stack([s.face.box for s in out if s.how == 'found']) if any(s.how == 'found'
+            for s in out) else np.zeros((0, 4))
+        # behind somebody else, whose face is found
+        out = [s for s in out if s.how == 'found' or not len(found) or iou(s.face.box, found)[:, 1].max() < .6]
         return sorted(out, key=lambda s: -s.face.size)
     def best(self, person, k=5)->list: # up to k (frame, track), spread over the person's time, the surest of each stretch
         "Frames to decide by"
-        all_ = sorted((i, j) for j, (t, w) in enumerate(zip(self.tracks, self.who)) if w == person for i in t.seen); parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
+        all_ = sorted((i, j) for j, (t, w) in enumerate(zip(self.tracks, self.who)) if w == person for i in t.seen)
+        parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
         return [max((all_[a] for a in p), key=lambda q: self.found.score[self.tracks[q[1]].seen[q[0]]]) for p in parts]
 
 # %% ../../nbs/video/00_track.ipynb #fbd80c54
@@ -203,9 +244,12 @@ def track(frames,          # iterable of uint8 (h, w, 3)
           finder=None, threads=2, fps=25., min_score=.6, weak=.3, margin=5, expert=None, progress=None)->Tracks: # progress: called with the number of each frame; expert: recogniser of tracks, default SFace
     "Who is where"
     from deidnb.identity.experts import load_expert
-    if not 0 < weak <= min_score < 1: raise ConfigError(f'must satisfy 0 < weak <= min_score < 1, got {weak} and {min_score}', 'track')
+    if not 0 < weak <= min_score < 1:
+        raise ConfigError(f'must satisfy 0 < weak <= min_score < 1, got {weak} and {min_score}', 'track')
     if finder is None: from deidnb.gate import shared_finder; finder = shared_finder()
-    e = expert or load_expert('sface'); found, cuts, n = Found(path), Cuts(), 0; linker = Linker(lambda x, f: e.encode([x], [f])[0], min_score, bridge=max(2, round(fps)), every=max(6, round(.8*fps)), margin=margin)
+    e = expert or load_expert('sface'); found, cuts, n = Found(path), Cuts(), 0
+    linker = Linker(lambda x, f: e.encode([x], [f])[0], min_score, bridge=max(2, round(fps)),
+                    every=max(6, round(.8*fps)), margin=margin)
     for x, faces in ahead(lambda x: finder.find(x, min_score=weak), frames, threads):
         if cuts(x): linker.cut(n)
         linker.step(n, x, faces, [found.add(n, f) for f in faces]); n += 1
