@@ -23,7 +23,8 @@ class Verdict:
     def passed(self): return bool(self.scores) and all(s['passed'] for s in self.scores.values())
     @property
     def why(self): # the reason of a fallback
-        return 'still recognised by ' + ', '.join(n for n,s in self.scores.items() if not s['passed'])
+        names = [n for n,s in self.scores.items() if not s['passed']]
+        return 'still recognised by ' + ', '.join(names) if names else 'hardly escapes the gate' if self.narrow else ''
 
 def judge(
     name:str,    # the recogniser

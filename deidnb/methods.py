@@ -40,7 +40,7 @@ _rows = [
     Method('inpaint', 'painted anew from its surroundings and seven points: a baseline', 'deidnb.generate.inpaint:Inpaint', 'baseline of DiffDeID and Disguise (after DeepPrivacy)'),
     Method('identity_dp', 'the identity code with differential privacy, drawn by a network', 'deidnb.generate.identity_dp:IdentityDP', 'book ch. 5'),
     Method('keyed', 'another identity from a password, which also turns it back', 'deidnb.generate.keyed:Keyed', 'book ch. 6', needs=('password',)),
-    Method('identity_mask', 'keyed for videos: keyframes, carried along the motion', 'deidnb.generate.keyed:Keyed', 'book ch. 8', presets=dict(book=dict(rotation='book')), needs=('password',), driver='flow'),
+    Method('identity_mask', 'keyed for videos: keyframes, carried along the motion', 'deidnb.generate.keyed:Keyed', 'book ch. 8', presets=dict(book=dict(rotation='book')), needs=('password',), gate=True, driver='flow'),
     Method('disguise', 'the most unlike identity, from a transformation that cannot be inverted', 'deidnb.generate.disguise:Disguise', 'Disguise', gate=True),
     Method('blur', 'Gaussian blur', _px+'Blur', 'book 3.1.1, Table 4.1', **_plain),
     Method('downsample', 'down- and up-sampling', _px+'Downsample', 'book 3.1.1, Table 5.1', **_plain),

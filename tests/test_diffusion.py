@@ -265,3 +265,13 @@ def test_running_mean_is_kept():
 
 def test_unknown_preset(tmp_path):
     with pytest.raises(ConfigError): T.train(tmp_path, preset='large')
+
+@pytest.mark.parametrize('reenact', [True, False])
+def test_frames_of_a_video_share_shape_and_light_only_when_reenacted(faces, file, monkeypatch, reenact):
+    seen, draw = [], G.draw; monkeypatch.setattr(G, 'draw', lambda p, b, *a: (seen.append(b), draw(p, b, *a))[1])
+    d = G.DiffDeID(steps=1, simulate=True, reenact=reenact, weights=file); x, f = PHOTOS[0], faces[0]; dark = np.uint8(x*.6)
+    who = d.decide(crop_native(x, f), rng=rng(0)); assert ('first' in who) == reenact
+    for y in (x, dark): d.draw(crop_native(y, find_faces(y, max_faces=1)[0]), **who)
+    a, b = (Coefficients.unpack(s['rho'][0].numpy()) for s in seen); assert np.allclose(a.gamma, b.gamma, atol=1e-4) == reenact
+    # the expression is the frame's
+    assert np.array_equal(seen[0]['code'], seen[1]['code']) and not np.allclose(a.beta, b.beta, atol=1e-6)

@@ -1,7 +1,8 @@
 "Faces over time, motion flow, drivers, measures over time, and the command line on videos."
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import cv2, numpy as np, pytest
 from deidnb.assets import example_faces
 from deidnb.core import ConfigError, Face, InputError, OutputError, rng
@@ -227,20 +228,61 @@ def test_who_is_still_recognised_is_covered_throughout(tracks, frames):
             y = np.clip(crop.image.astype(int) + 3, 0, 255).astype(np.uint8)
             return D.check_edit.__globals__['Edit'](y, np.ones(y.shape[:2], np.float32))
     d = D.Deidentifier(Same(), gate=True, finder=FINDER); p = decided(d, tracks, frames, rng(0, True))
-    assert all(q.generator is None and 'recognised' in q.why for q in p)
+    assert all(q.doubt and 'recognised' in q.why for q in p)   # in doubt: every frame is looked at, and covered
+    got = guarded(D.Watch(d, 5, p), frames[:6], frames, tracks)
+    assert all(all(whys) and (y != x).any() for (y, whys), x in zip(got, frames))
 
-def test_watch_covers_between_the_frames_it_decided_by(swap, tracks, frames):
-    # alarmed: every frame
-    d = D.Deidentifier('donor_swap', gate=True, finder=FINDER); w = D.Watch(d, 4)
-    s = tracks.faces(0); out, whys = w(0, frames[0], frames[0], s, ['']*2)
-    assert all(whys) and w(1, frames[1], frames[1], tracks.faces(1), ['']*2)[1] == whys
-    assert D.Watch(d, 4)(1, frames[1], frames[1], tracks.faces(1), ['']*2)[1] == ['', '']
+def guarded(w, pictures, frames, tracks, start=0): # what `Watch` lets through, and why not
+    at = [(i, y, tracks.faces(i)) for i, y in enumerate(pictures, start)]; none = lambda s: ['']*len(s)
+    return [(y[2], y[4]) for y in w((i, None, frames[i], y, s, none(s), w.look(i, frames[i], y, s, none(s))) for i, y, s in at)]
+
+class Knows: # a gate that recognises whoever was left as they were
+    def __init__(self): self.asked = []
+    def codes(self, x, f): return {}
+    def check(self, source, result, f, codes):
+        x0, y0, x1, y1 = np.clip(f.box, 0, None).astype(int); known = np.array_equal(source[y0:y1, x0:x1], result[y0:y1, x0:x1])
+        self.asked.append(known); return D.Verdict({'demo': dict(score=1., threshold=.5, passed=not known)})
+
+@pytest.mark.parametrize('bare', [set(), {4}, {2}, {7}, {3, 4, 5, 6}, set(range(10))])
+def test_between_two_looks_nothing_slips_that_touches_an_alarm(tracks, frames, bare):
+    d = SimpleNamespace(gate=Knows()); w = D.Watch(d, 4); out = [x if i in bare else 255-x for i, x in enumerate(frames[:10])]
+    got = guarded(w, out, frames, tracks); hit = [i for i, (y, whys) in enumerate(got) if any(whys)]
+    # looks at 0, 4, 8, and at 9, the last; what lies between two looks is looked at if one of them finds somebody
+    want = {i for a, b in ((0, 4), (4, 8), (8, 9)) if {a, b} & bare for i in range(a, b+1)} & bare
+    assert set(hit) == want
+    assert all(np.array_equal(got[i][0], out[i]) for i in range(10) if i not in hit) and len(got) == 10
+
+def test_who_is_in_doubt_is_looked_at_in_every_frame(tracks, frames):
+    d = SimpleNamespace(gate=Knows()); people = [D.Person(n, None, doubt=n == 0) for n in tracks.people]
+    w = D.Watch(d, 0, people); got = guarded(w, frames[:6], frames, tracks)
+    assert all([bool(why) for why in whys] == [s.person == 0 for s in tracks.faces(i)] for i, (_, whys) in enumerate(got))
+
+def test_a_short_track_is_looked_at(tracks, frames):
+    d = SimpleNamespace(gate=Knows()); w = D.Watch(d, 5); got = guarded(w, frames[1:4], frames, tracks, 1) # no multiple of 5
+    assert all(all(whys) for _, whys in got)
+
+def test_no_gate_no_looks(tracks, frames):
+    w = D.Watch(SimpleNamespace(gate=None), 4); got = guarded(w, frames[:6], frames, tracks)
+    assert all(y is x and not any(whys) for (y, whys), x in zip(got, frames))
 
 def test_decisions_survive_a_crash(tmp_path, swap, tracks, frames):
     p = decided(swap, tracks, frames, rng(0, True)); D.keep_people(tmp_path/'p.npz', p)
     q = D.kept_people(tmp_path/'p.npz', swap)
     assert np.array_equal(D.PerFrame(p, None)(2, frames[2], tracks.faces(2))[0], D.PerFrame(q, None)(2, frames[2],
             tracks.faces(2))[0]) and D.kept_people(tmp_path/'none.npz', swap) is None
+
+def test_every_thread_has_its_own_flow(): # it keeps pyramids: one for two threads breaks the heap
+    from concurrent.futures import ThreadPoolExecutor
+    wait = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as pool: assert len(set(map(id, pool.map(lambda _: (wait.wait(9), F.dis())[1], range(3))))) == 3
+
+@pytest.mark.parametrize('driver', ['per_frame', 'flow'])
+def test_frames_drawn_ahead_are_those_drawn_one_by_one(swap, tracks, frames, driver):
+    p = decided(swap, tracks, frames, rng(0, True)); d = SimpleNamespace(gate=None, only=None, exclude=None, on_no_face='copy')
+    one, many = (D.DRIVERS[driver](p, rng(0, True), finder=FINDER) for _ in range(2))
+    alone = [one(i, x, tracks.faces(i))[0] for i, x in enumerate(frames)]
+    got = list(D.in_stages(d, tracks, many, D.Watch(d), ((i, None, x) for i, x in enumerate(frames)), 3))
+    assert [g[0] for g in got] == list(range(len(frames))) and all(np.array_equal(a, g[3]) for a, g in zip(alone, got))
 
 def test_flow_draws_few_keyframes(swap, tracks, frames):
     f = D.Flow(decided(swap, tracks, frames, rng(0, True)), rng(0, True), finder=FINDER)
@@ -305,7 +347,7 @@ def cli(*a, **env):
 def test_deid_recover_audit(tmp_path, frames, capsys):
     one = write(tmp_path/'in.mp4', [x[:, :150] for x in frames[:8]])
     pw = dict(DEIDNB_PASSWORD='seven words that nobody has ever used')
-    assert cli('deid', one, '-o', tmp_path/'out.mp4', '-m', 'identity_mask', **pw) == 0
+    assert cli('deid', one, '-o', tmp_path/'out.mp4', '-m', 'identity_mask', '--no-gate', **pw) == 0
     r = json.loads((tmp_path/'out.mp4.receipt.json').read_text())
     assert r['driver'] == 'flow' and 'seven words' not in json.dumps(r) and r['people'][0]['decided']['level'] == 5
     assert cli('recover', tmp_path/'out.mp4', '-o', tmp_path/'back.mp4', **pw) == 0 and cli('audit', one,
@@ -347,3 +389,31 @@ def test_real_clip(tmp_path, method, kw):
     x, y = ([v for *_, v in read_video(p)] for p in (src, tmp_path/'o.mp4'))
     assert len(x) == len(y) == 75 and len(r['people']) == 1
     a = M.audit_frames(x[::15], y[::15], finder=FINDER); assert a.ok and not a.missed
+
+# --- folders
+def both(tmp_path, clip, photo=True): # a folder with a video, one of another kind below, and a photo
+    src = tmp_path/'in'; (src/'sub').mkdir(parents=True); (src/'a.mp4').write_bytes(clip.read_bytes())
+    (src/'sub'/'b.mp4').write_bytes(clip.read_bytes()); (src/'.hidden.mp4').write_bytes(b'')
+    if photo: cv2.imwrite(str(src/'p.png'), A[..., ::-1])
+    return src
+
+@pytest.mark.parametrize('photo', [True, False])
+def test_a_folder_with_videos(tmp_path, clip, photo, capsys):
+    from deidnb.cli import main
+    src, out = both(tmp_path, clip, photo), tmp_path/'out'; go = ['deid', str(src), '-o', str(out), '-m', 'blur']
+    assert main(go) == 0
+    names = sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file() and '.deidnb' not in p.parts)
+    assert names == ['a.mp4', 'a.mp4.receipt.json'] + ['p.png']*photo + ['sub/b.mp4', 'sub/b.mp4.receipt.json']
+    before = (out/'a.mp4').read_bytes(); capsys.readouterr(); assert main(go) == 0
+    assert 'done already' in capsys.readouterr().out and (out/'a.mp4').read_bytes() == before
+    # other settings: nothing is overwritten
+    assert main([*go[:-1], 'pixelate']) == 1 and (out/'a.mp4').read_bytes() == before
+
+def test_a_broken_video_does_not_keep_the_others_from_it(tmp_path, clip, capsys):
+    from deidnb.cli import main
+    src, out = both(tmp_path, clip), tmp_path/'out'; (src/'a.mp4').write_bytes(clip.read_bytes()[:2000])
+    (src/'c.avi').write_bytes(b'RIFF')
+    assert main(['deid', str(src), '-o', str(out), '-m', 'blur', '--quiet']) == 1
+    err = capsys.readouterr().err
+    assert 'a.mp4' in err and 'c.avi' in err and (out/'sub'/'b.mp4').is_file() and (out/'p.png').is_file() and not (out/'a.mp4').exists()
+    assert main(['deid', str(src), '-o', str(out), '-m', 'blur', '--receipt', 'r.json']) != 0

@@ -58,7 +58,7 @@ def warp(image,          # (h, w[, c]) uint8 or float32
          M,              # (2, 3) picture -> crop
          size,           # (width, height) of the result
          border='replicate', # 'replicate', 'reflect' or 'zero' beyond the picture's edge
-         smooth=None,    # None: Lanczos when enlarging; False: bilinear (masks)
+         smooth=None,    # None: Lanczos when enlarging; True: cubic, six times as fast; False: bilinear (masks)
     )->np.ndarray:
     "Affine warp with area averaging when it shrinks"
     mode = dict(replicate=cv2.BORDER_REPLICATE, reflect=cv2.BORDER_REFLECT_101, zero=cv2.BORDER_CONSTANT)[border]
@@ -69,7 +69,7 @@ def warp(image,          # (h, w[, c]) uint8 or float32
         h, w = src.shape[:2]; nw, nh = max(1, round(w*s)), max(1, round(h*s)); fx, fy = nw/w, nh/h
         src = cv2.resize(src, (nw, nh), interpolation=cv2.INTER_AREA)
         M = M @ np.array([[1/fx, 0, .5/fx-.5], [0, 1/fy, .5/fy-.5], [0, 0, 1]])  # small-picture pixels -> crop
-    flag = cv2.INTER_LINEAR if smooth is False else cv2.INTER_CUBIC if s < 1.001 else cv2.INTER_LANCZOS4
+    flag = cv2.INTER_LINEAR if smooth is False else cv2.INTER_CUBIC if smooth or s < 1.001 else cv2.INTER_LANCZOS4
     return cv2.warpAffine(np.ascontiguousarray(src), M, tuple(map(int, size)), flags=flag, borderMode=mode)
 
 # %% ../../nbs/faces/02_align.ipynb #76439586

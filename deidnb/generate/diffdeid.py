@@ -157,16 +157,16 @@ def fitted(image, face)->tuple: # uint8 window, `Face` in it with a mesh -> (2, 
     crop = warp(image, M, (SIDE, SIDE))
     return M, crop, P, known(face, 'fit', lambda: fit_crop(crop, P, face.blendshapes))
 
-def surround(image, face, z, alpha, delta=None, weight=.8, detail=.35, limit=.3, mouth=True, first=None)->tuple: # uint8 window, `Face` in it with a mesh, code, shape (80,), albedo (80,) or None; shape and light (80,), (27,) of the first frame of a video -> `conditions`, arguments of `paste_face` after the face
+def surround(image, face, z, alpha, delta=None, weight=.8, detail=.35, limit=.3, mouth=True, first=None)->tuple: # uint8 window, `Face` in it with a mesh, code, shape (80,), albedo (80,) or None; shape, skin and light (187,) of the first frame of a video -> `conditions`, arguments of `paste_face` after the face
     "From a photo to what the network is given"
     P, b = face.landmarks, face.blendshapes; M, crop, Pc, c = fitted(image, face)
-    c = c if first is None else c.replace(alpha=first[0], gamma=first[1])
+    if first is not None: c = c.replace(alpha=first[:80], delta=first[80:160], gamma=first[160:])
     Qc = aim(Pc, b, c.alpha, alpha, weight, detail, limit); Q = move_mesh(invert(M), Qc)
     base, length = carry_surroundings(image, P, Q, eye_distance(P))
     return conditions(crop, warp(np.rint(base).clip(0, 255).astype(np.uint8), M, (SIDE, SIDE)), Pc, Qc, b, c, z, delta,
                       mouth), (M, Q, base, length)
 
-# %% ../../nbs/generate/31_diffdeid.ipynb #3c1b74f1
+# %% ../../nbs/generate/31_diffdeid.ipynb #00ad0945
 class DiffDeID(FusionSwap):
     "A person who does not exist, painted by a diffusion model over a rendering (DiffDeID)"
     strength = dict(light=dict(level=2), medium=dict(), strong=dict(level=9))
@@ -176,7 +176,7 @@ class DiffDeID(FusionSwap):
         mouth:bool=True,        # show the network the mouth of the photo, as the paper does
         albedo:str='code',      # 'code': skin, brows and beard that go with the new code; 'kept': the face's own, as in the paper
         simulate:bool=False,    # reproducible noise: experiments only
-        reenact:bool=True,      # videos: shape and light of the first frame for all of them; False: frame by frame
+        reenact:bool=True,      # videos: shape, skin and light of the first frame for all of them; False: frame by frame
         weight:float=.8, detail:float=.35, limit:float=.3, weights:str='', # see `FusionSwap`
     ):
         from deidnb.identity.lds import LDS
@@ -194,22 +194,21 @@ class DiffDeID(FusionSwap):
         return None if level > 5 else DiffDeID(min(9, self.lds.level + level),
                                                weight=min(3., self.config['weight'] + .15*level), **self.args)
     def decide(self, crop, rng=None)->dict:
-        "Code, shape, the noise to start from, shape and light of this frame"
+        "Code, shape, the noise to start from; shape, skin and light of this frame"
         from deidnb.generate.donor import known, own_code
         seed = seed_of(rng, self.simulate)
         z, alpha = self.lds.person(known(crop.face, 'sface', lambda: own_code(crop))[None], rng=seed, simulate=self.simulate)
-        return dict(z=z[0], alpha=alpha[0], noise=noise_seed(seed),
-                    info=dict(level=self.lds.level)) | ((lambda c: dict(own=c.alpha, gamma=c.gamma))(fitted(crop.image,
-                    crop.face)[3]) if self.args['reenact'] and crop.face.landmarks is not None else {})
-    def draw(self, crop, z, alpha=None, noise=0, own=None, gamma=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; shape and light of the first frame
+        out = dict(z=z[0], alpha=alpha[0], noise=noise_seed(seed), info=dict(level=self.lds.level))
+        if not self.args['reenact'] or crop.face.landmarks is None: return out
+        c = fitted(crop.image, crop.face)[3]; return out | dict(first=np.concatenate([c.alpha, c.delta, c.gamma]))
+    def draw(self, crop, z, alpha=None, noise=0, first=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; (187,) of the first frame
         import torch
         f, c = crop.face, self.config; pipe, guess, A, B = load_diffdeid(c['weights'] or None)
         if f.landmarks is None:
             raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
         z = unit_code(z); alpha = np.r_[1, z] @ A if alpha is None else alpha
         e, paste = surround(crop.image, f, z, alpha, np.r_[1, z] @ B if self.args['albedo'] == 'code' else None,
-                            c['weight'], c['detail'], c['limit'], self.args['mouth'], None if own is None
-                            else (np.asarray(own, np.float32), np.asarray(gamma, np.float32)))
+                            c['weight'], c['detail'], c['limit'], self.args['mouth'], first)
         y = draw(pipe, with_texture(batch_of([e]), guess), self.args['steps'], torch.Generator().manual_seed(noise))[0]
         out, mask = paste_face(crop.image, f, y, *paste); return Edit(out, mask, info or {})
     def __call__(self, crop, z=None, *, alpha=None, rng=None)->Edit: # z: code (128,) of the new face, alpha: its shape (80,); None: the method's own

@@ -6,7 +6,7 @@
 __all__ = ['ROTATIONS', 'Keyed']
 
 # %% ../../nbs/generate/23_keyed.ipynb #08b3122e
-import secrets
+import copy, secrets
 from ..core import ConfigError, did_you_mean
 from .fusion import FusionSwap
 
@@ -44,6 +44,10 @@ class Keyed(FusionSwap):
         self.drawn = dict(salt=raw.hex())
     @property
     def guarantee(self): return self.transform.guarantee
+    def escalate(self, level:int):
+        "For the gate: the same code, more of the shape that goes with it; what the key turns, it still turns back"
+        if level > 4: return None
+        g = copy.copy(self); g.config = dict(self.config, weight=min(3., self.config['weight'] + .4*level)); return g
     def new_code(self, z, crop, rng):
         new = (self.transform.recovered if self.back else self.transform)(z[None])[0]
         return new, None, dict(salt=self.key.salt.hex(), level=self.level, rotation=self.rotation,

@@ -179,7 +179,7 @@ def blend(a:Face, b:Face, w)->Face: # w: 0 is a, 1 is b; beyond that it goes on
     if v['blendshapes'] is not None: v['blendshapes'] = np.clip(v['blendshapes'], 0, 1)
     return Face(score=min(a.score, b.score), source='between', **v)
 
-# %% ../../nbs/video/00_track.ipynb #b4a8a3cf
+# %% ../../nbs/video/00_track.ipynb #12673468
 class Tracks:
     "All faces of a video"
     def __init__(self, found, tracks, who, n, fps=25., draw=10, smooth=True): # draw: longest gap a face is drawn in
@@ -227,7 +227,7 @@ class Tracks:
         parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
         return [max((all_[a] for a in p), key=lambda q: self.found.score[self.tracks[q[1]].seen[q[0]]]) for p in parts]
 
-# %% ../../nbs/video/00_track.ipynb #fbd80c54
+# %% ../../nbs/video/00_track.ipynb #80b5b0c5
 def ahead(f, items, threads=2): # -> (item, f(item)), in order
     "Done by threads, a few items ahead"
     from concurrent.futures import ThreadPoolExecutor
@@ -235,10 +235,10 @@ def ahead(f, items, threads=2): # -> (item, f(item)), in order
     with ThreadPoolExecutor(threads) as pool:
         for x in items:
             jobs.append((x, pool.submit(f, x)))
-            if len(jobs) > 2*threads: yield take(*jobs.popleft())
+            if len(jobs) > threads: yield take(*jobs.popleft())
         while jobs: yield take(*jobs.popleft())
 
-# %% ../../nbs/video/00_track.ipynb #c992a785
+# %% ../../nbs/video/00_track.ipynb #1876616c
 def track(frames,          # iterable of uint8 (h, w, 3)
           path,            # file for the detections
           finder=None, threads=2, fps=25., min_score=.6, weak=.3, margin=5, expert=None, progress=None)->Tracks: # progress: called with the number of each frame; expert: recogniser of tracks, default SFace
