@@ -275,3 +275,9 @@ def test_frames_of_a_video_share_shape_and_light_only_when_reenacted(faces, file
     a, b = (Coefficients.unpack(s['rho'][0].numpy()) for s in seen); assert np.allclose(a.gamma, b.gamma, atol=1e-4) == reenact
     # the expression is the frame's
     assert np.array_equal(seen[0]['code'], seen[1]['code']) and not np.allclose(a.beta, b.beta, atol=1e-6)
+
+def test_a_batch_draws_what_single_pictures_get(faces, file):
+    d = G.DiffDeID(steps=2, simulate=True, weights=file)
+    crops = [crop_native(x, f) for x, f in zip(PHOTOS, faces)]; who = d.decide(crops[0], rng=rng(0))
+    for a, c in zip(d.draw_all(crops, **who), crops):
+        b = d.draw(c, **who); assert np.abs(a.image.astype(int) - b.image).max() <= 1 and np.array_equal(a.mask, b.mask)

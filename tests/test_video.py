@@ -417,3 +417,58 @@ def test_a_broken_video_does_not_keep_the_others_from_it(tmp_path, clip, capsys)
     err = capsys.readouterr().err
     assert 'a.mp4' in err and 'c.avi' in err and (out/'sub'/'b.mp4').is_file() and (out/'p.png').is_file() and not (out/'a.mp4').exists()
     assert main(['deid', str(src), '-o', str(out), '-m', 'blur', '--receipt', 'r.json']) != 0
+
+# --- batches
+class Together: # a generator that draws several pictures at once
+    framing, needs_set, needs_mesh, crop_args = 'native', False, False, {}
+    def __init__(self): self.sizes = []
+    def decide(self, crop, rng=None): return dict(k=7)
+    def draw(self, crop, k): return self.draw_all([crop], k)[0]
+    def draw_all(self, crops, k):
+        from deidnb.core import Edit
+        self.sizes.append(len(crops))
+        return [Edit(np.full_like(c.image, 10*k), np.ones(c.image.shape[:2], np.float32)) for c in crops]
+
+@pytest.mark.parametrize('batch,fails', [(1, False), (4, False), (5, False), (4, True)])
+def test_frames_are_drawn_in_batches(tracks, frames, batch, fails):
+    g = Together(); people = [D.Person(n, np.zeros(128, np.float32), g, dict(k=7)) for n in tracks.people]
+    one = D.PerFrame(people, None, batch=1); alone = [one(i, x, tracks.faces(i)) for i, x in enumerate(frames)]; g.sizes.clear()
+    if fails:
+        whole = g.draw_all
+        def some(crops, k):
+            if len(crops) > 1: raise ValueError('too much at once')
+            return whole(crops, k)
+        g.draw_all = some
+    d = SimpleNamespace(gate=None, only=None, exclude=None, on_no_face='copy')
+    got = list(D.in_stages(d, tracks, D.PerFrame(people, None, batch=batch), D.Watch(d),
+                           ((i, None, x) for i, x in enumerate(frames)), 2))
+    assert [v[0] for v in got] == list(range(len(frames))) and all(np.array_equal(v[3], y) and list(v[5]) == list(w)
+        for v, (y, w) in zip(got, alone))
+    assert max(g.sizes) == (1 if fails else batch) and sum(g.sizes) == sum(len(tracks.faces(i)) for i in range(len(frames)))
+
+# --- size and length
+def test_4k(tmp_path):
+    from deidnb.faces.video import read_video
+    x = scene(2, who=((A, 1500, 600, 1., 0.),), size=(3840, 2160), side=700); src = write(tmp_path/'in.mp4', x)
+    r = D.protect_video(D.Deidentifier('blur', finder=FINDER), src, tmp_path/'o.mp4')
+    got = [y for *_, y in read_video(tmp_path/'o.mp4')]
+    assert r['outcome'] == 'protected' and len(got) == 2 and got[0].shape == x[0].shape
+    assert all(np.abs(a[600:1300, 1500:2200].astype(int) - b[600:1300, 1500:2200]).mean() > 2 for a, b in zip(x, got))
+
+PEAK = """
+import resource, sys
+from deidnb.pipeline import Deidentifier
+Deidentifier('blur').video(sys.argv[1], sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+@pytest.mark.skipif(sys.platform == 'win32', reason='no resource module')
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    def peak(n):
+        src = write(tmp_path/f'{n}.mp4', scene(n, who=((A, 10, 10, .05, 0.),), size=(160, 128), side=96))
+        return int(subprocess.run([sys.executable, '-c', PEAK, src, tmp_path/f'{n}_o.mp4'], check=True,
+                                  capture_output=True, text=True).stdout.split()[-1])
+    assert peak(500) < 1.1*peak(50)
+
+def test_a_summary_of_videos_in_which_no_face_is_left(frames):
+    from deidnb.measure import temporal as M
+    x = [f[:, :150] for f in frames[:3]]; s = M.follow(x, [np.full_like(v, 90) for v in x], experts=('sface',), finder=FINDER)
+    t = M.summary(s); assert t.get('result', 'frames without a face').value == 3 and len(t) == 1

@@ -17,6 +17,7 @@ from ..core import InputError
 _ = import_torchvision()   # where torchvision is broken, diffusers would not import
 
 # %% ../../nbs/generate/30_denoiser.ipynb #640bbd86
+from diffusers.utils.torch_utils import randn_tensor
 from diffusers import ConfigMixin, DDIMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
@@ -114,7 +115,8 @@ class DiffDeIDPipeline(DiffusionPipeline):
                  num_inference_steps=20, generator=None, eta=0., callback_on_step_end=None): # -> (B, 3, S, S) in [-1, 1]
         "All steps of the scheduler"
         d, s = self.denoiser, self.scheduler; s.set_timesteps(num_inference_steps, device=masked.device); B = d.background(masked)
-        x = torch.randn(masked.shape, generator=generator, device=masked.device, dtype=masked.dtype)*s.init_noise_sigma
+        # a list of generators: one a face
+        x = randn_tensor(masked.shape, generator, masked.device, masked.dtype)*s.init_noise_sigma
         more = dict(eta=eta, generator=generator) if isinstance(s, DDIMScheduler) else {}
         around = lambda x: x if hard is None else hard*x + (1-hard)*known
         for i, t in enumerate(self.progress_bar(s.timesteps)):

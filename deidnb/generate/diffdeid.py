@@ -201,16 +201,22 @@ class DiffDeID(FusionSwap):
         out = dict(z=z[0], alpha=alpha[0], noise=noise_seed(seed), info=dict(level=self.lds.level))
         if not self.args['reenact'] or crop.face.landmarks is None: return out
         c = fitted(crop.image, crop.face)[3]; return out | dict(first=np.concatenate([c.alpha, c.delta, c.gamma]))
-    def draw(self, crop, z, alpha=None, noise=0, first=None, info=None)->Edit: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; (187,) of the first frame
+    def draw(self, crop, z, **kw)->Edit: # see `draw_all`
+        return self.draw_all([crop], z, **kw)[0]
+    def draw_all(self, crops, z, alpha=None, noise=0, first=None, info=None)->list: # code (128,), shape (80,) or None: the one that goes with the code; seed of the noise; (187,) of the first frame
+        "The same person in several pictures, in one batch"
         import torch
-        f, c = crop.face, self.config; pipe, guess, A, B = load_diffdeid(c['weights'] or None)
-        if f.landmarks is None:
+        c = self.config; pipe, guess, A, B = load_diffdeid(c['weights'] or None)
+        if any(x.face.landmarks is None for x in crops):
             raise InputError('no mesh fits this face', type(self).__name__, 'Use blur, pixelate or mask for it.')
         z = unit_code(z); alpha = np.r_[1, z] @ A if alpha is None else alpha
-        e, paste = surround(crop.image, f, z, alpha, np.r_[1, z] @ B if self.args['albedo'] == 'code' else None,
-                            c['weight'], c['detail'], c['limit'], self.args['mouth'], first)
-        y = draw(pipe, with_texture(batch_of([e]), guess), self.args['steps'], torch.Generator().manual_seed(noise))[0]
-        out, mask = paste_face(crop.image, f, y, *paste); return Edit(out, mask, info or {})
+        delta = np.r_[1, z] @ B if self.args['albedo'] == 'code' else None
+        e, pastes = zip(*(surround(x.image, x.face, z, alpha, delta, c['weight'], c['detail'], c['limit'],
+                                   self.args['mouth'], first) for x in crops))
+        ys = draw(pipe, with_texture(batch_of(e), guess), self.args['steps'], [torch.Generator().manual_seed(noise)
+                for _ in crops])
+        done = [paste_face(x.image, x.face, y, *p) for x, y, p in zip(crops, ys, pastes)]
+        return [Edit(out, mask, info or {}) for out, mask in done]
     def __call__(self, crop, z=None, *, alpha=None, rng=None)->Edit: # z: code (128,) of the new face, alpha: its shape (80,); None: the method's own
-        return self.draw(crop, **self.decide(crop, rng)) if z is None else self.draw(crop, z, alpha,
-            noise_seed(seed_of(rng, self.simulate)))
+        return self.draw(crop, **(self.decide(crop, rng) if z is None else dict(z=z, alpha=alpha,
+                    noise=noise_seed(seed_of(rng, self.simulate)))))

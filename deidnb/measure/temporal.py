@@ -6,7 +6,7 @@
 __all__ = ['Audit', 'Auditor', 'audit_frames', 'Series', 'face_zone', 'Follower', 'follow', 'correlation', 'movement', 'summary']
 
 # %% ../../nbs/measure/06_temporal.ipynb #d7097b0c
-import itertools, math
+import itertools, math, tempfile
 import cv2, numpy as np
 from dataclasses import dataclass, field
 from ..core import InputError
@@ -48,18 +48,19 @@ class Auditor:
         self.detectors = [load_detector(d) for d in detectors]; self.finder = finder or shared_finder()
         self.out = Audit(leaked={n: [] for n in self.experts}, thresholds={n: float(e.threshold(fpr)) for n,
                 e in self.experts.items()}, scores={n: [] for n in self.experts})
-        self.codes, self.seen, self.pending = {n: [] for n in self.experts}, [], []
+        self.last, self.sums, self.alone, self.count, self.seen = {}, {}, True, 0, []
+        self.pending, self.spool = [], tempfile.TemporaryFile()     # codes of the result, for `result`: a long video has many
     def __call__(self, i, source, result, faces=None): # frame number, uint8 pictures, `Face`s of the source
         o, faces = self.out, self.finder.find(source) if faces is None else faces; o.frames += 1; o.faces += len(faces)
         found = self.finder.detect(result, min_score=.4)
         boxes = np.concatenate([np.asarray(d(result), float).reshape(-1, 5) for d in self.detectors] or [np.zeros((0, 5))])
         self.seen.append((i, len(faces), len(found) + len(boxes))); look = list(faces) + found
+        self.alone &= len(faces) < 2; self.count += len(faces)
         if not faces and not found: return
         for n, e in self.experts.items():
             own = e.encode([source]*len(faces), faces) if faces else np.zeros((0, 128)); new = e.encode([result]*len(look), look)
-            self.codes[n] += [own]*bool(len(own))
-            ref = own if len(own) else (self.codes[n][-1] if self.codes[n] else None)
-            self.pending.append((n, i, new))
+            if len(own): self.last[n], self.sums[n] = own, self.sums.get(n, 0) + own.sum(0)
+            ref = self.last.get(n); self.pending.append((n, i)); np.save(self.spool, new)
             if ref is None: continue
             s = max(float(np.max(e.score(np.repeat(r[None], len(new), 0), new))) for r in ref); self.note(n, i, s)
     def note(self, n, i, s):
@@ -68,7 +69,9 @@ class Auditor:
     def result(self, people=None)->Audit: # people: recogniser -> codes (m, d) to search for as well, for instance other pictures of the same person
         "Everything, also against each person's mean"
         refs = {n: [r for r in (self.mean(n), *(people or {}).get(n, [])) if r is not None] for n in self.experts}
-        for n, i, new in self.pending:
+        self.spool.seek(0)
+        for n, i in self.pending:
+            new = np.load(self.spool)
             for r in refs[n]: self.note(n, i, float(np.max(self.experts[n].score(np.repeat(r[None], len(new), 0), new))))
         shown = [i for i, f, k in self.seen if k]
         self.out.missed = [i for i, f, k in self.seen if f and not k and shown and shown[0] < i < shown[-1]]
@@ -76,10 +79,10 @@ class Auditor:
         return self.out
     def mean(self, n): # only where one person is in the video: the mean of several people is nobody
         from deidnb.identity.experts import unit
-        c = self.codes[n]
-        if not c or any(len(x) != 1 for x in c): return None
-        m = np.concatenate(c).mean(0); return m if n == 'dlib' else unit(m)
+        if not self.alone or n not in self.sums: return None
+        return self.sums[n]/self.count if n == 'dlib' else unit(self.sums[n])
 
+# %% ../../nbs/measure/06_temporal.ipynb #2d5cda40
 def audit_frames(source, result, every=1, progress=None, **kw)->Audit: # iterables of uint8 pictures
     "Audit of two videos that are in memory or come as streams"
     a = Auditor(**kw)
@@ -163,6 +166,8 @@ def movement(s:Series)->dict: # name -> correlation
 def summary(s:Series, subject='result', table=None)->Table:
     "Result and source side by side"
     t = table or Table(title='Over time'); r = lambda n, m, v, **kw: t.add_mean(n, m, v, **kw)
+    t.add(subject, 'frames without a face', len(s.lost), n=len(s.frames) + len(s.lost), better='down')
+    if not s.frames: return t           # nothing left to compare
     floor = 'source'; put_floor = not any(x.subject == floor for x in t)
     for e, c in s.codes.items():
         a, b = (np.stack(v) for v in zip(*c)); r(subject, f'{e} to the source', (a*b).sum(1), better='down')
@@ -184,4 +189,4 @@ def summary(s:Series, subject='result', table=None)->Table:
         if v: t.add(subject, f'correlation of {n}', float(np.mean(v)), n=len(P), better='up')
     au = [v for k, v in m.items() if k in BLENDSHAPES and not math.isnan(v)]
     if au: t.add(subject, 'correlation of blendshapes', float(np.mean(au)), n=len(au), better='up')
-    t.add(subject, 'frames without a face', len(s.lost), n=len(s.frames) + len(s.lost), better='down'); return t
+    return t

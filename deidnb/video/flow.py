@@ -94,9 +94,10 @@ def look(image, face, side=None)->Look: # uint8 frame, `Face` with a mesh
     P = move_mesh(M, face.landmarks)
     return Look(s, M, A, P, grey(A), mesh_ids(P, s))
 
-def motion(now:Look, before:Look)->np.ndarray: # -> (side, side, 2)
+def motion(now:Look, before:Look, model=None)->np.ndarray: # model: `video.fomm.LearnedMotion`; None: optical flow -> (side, side, 2)
     "Dense flow where it is trusted, the mesh's elsewhere"
-    flow, trust = dense_map(now.grey, before.grey); near, on = mesh_map(now.P, before.P, now.side, now.ids)
+    flow, trust = dense_map(now.grey, before.grey) if model is None else model(now.A, before.A)
+    near, on = mesh_map(now.P, before.P, now.side, now.ids)
     return near + (flow-near)*(trust*on)[..., None]
 
 # %% ../../nbs/video/01_flow.ipynb #b6d9c4a4
@@ -105,9 +106,10 @@ class MotionFlow:
     def __init__(self, mode='rlt', # 'rlt', 'std', 'rlt_book'
                  bound=9., turn=12., # largest error in grey levels, largest turn of the head in degrees since the keyframe
                  anchor=.6,        # share of the drift that is taken away a frame
-                 side=None):       # of the square; None: by the size of the face
+                 side=None,        # of the square; None: by the size of the face
+                 model=None):      # see `motion`
         if mode not in MODES: raise ConfigError(f'there is no mode {mode!r}', 'mode', f"Use {', '.join(MODES)}.")
-        self.mode, self.bound, self.turn, self.anchor, self.side, self.key = mode, bound, turn, anchor, side, None
+        self.mode, self.bound, self.turn, self.anchor, self.side, self.model, self.key = mode, bound, turn, anchor, side, model, None
     def start(self, image, face, result, mask, Q=None): # uint8 frame; `Face` with a mesh; the protected frame; float (h, w) where it changed; mesh of the new face
         "A keyframe"
         now = look(image, face, self.side); s, M = now.side, now.M; Q = now.P if Q is None else move_mesh(M, Q)
@@ -119,7 +121,7 @@ class MotionFlow:
         "Compose: sets `map`, from the square of this frame to the keyframe's"
         s, k = self.side, self.key; direct, on = mesh_map(now.P, k['P'], s, now.ids)
         if self.mode == 'std': self.map = direct; return
-        flow = motion(now, self.last) if now.flow is None else now.flow
+        flow = motion(now, self.last, self.model) if now.flow is None else now.flow
         if self.mode == 'rlt_book':
             k['R'], k['m'], k['A'] = (sample(v, flow) for v in (k['R'], k['m'], k['A']))
             k['P'], self.map = now.P, grid(s); return
