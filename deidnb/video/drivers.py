@@ -57,7 +57,7 @@ def drawn_all(p:Person, frames, faces, noise)->list: # of (frame, why not)
         except (DeidnbError, ValueError, RuntimeError): pass   # one of them cannot be drawn: which?
     return [drawn(p, x, f, noise)[::2] for x, f in zip(frames, faces)]
 
-# %% ../../nbs/video/02_drivers.ipynb #d13f5263
+# %% ../../nbs/video/02_drivers.ipynb #328eda9e
 def mask_of(hw, crop, edit)->np.ndarray: # float32 (h, w)
     "Where the frame changed"
     return np.clip(warp(np.float32(edit.mask), invert(crop.matrix), hw[::-1], border='zero', smooth=False), 0, 1)
@@ -94,7 +94,7 @@ def verified(gate, p:Person, views, own, noise)->float: # codes of each view's f
         if p.why: break
     return worst
 
-# %% ../../nbs/video/02_drivers.ipynb #842ad6a8
+# %% ../../nbs/video/02_drivers.ipynb #f7ef6e34
 class PerFrame:
     "Draw every frame anew; frames do not depend on each other"
     name, ordered = 'per_frame', False
@@ -118,7 +118,7 @@ class PerFrame:
                 for n, (out, why) in zip(ns, got): outs[n] = out; whys[n].append(why)
         return list(zip(outs, whys))
 
-# %% ../../nbs/video/02_drivers.ipynb #6685f636
+# %% ../../nbs/video/02_drivers.ipynb #93abbd8d
 class Carried:
     "One face of one track, carried by flow"
     def __init__(self): self.flow, self.old, self.fade, self.keys = None, None, 0, 0
@@ -170,7 +170,7 @@ class Flow:
         return self.mix(old, new, w)
     def mix(self, a, b, w): return np.rint(a + (b.astype(np.float32) - a)*w).astype(np.uint8) if w < 1 else b
 
-# %% ../../nbs/video/02_drivers.ipynb #c031938a
+# %% ../../nbs/video/02_drivers.ipynb #aff2bb5f
 def closed(face, limit=.2)->bool:
     "Whether an eye is so narrow that a keyframe would have to invent it"
     from deidnb.faces.masks import REGIONS
@@ -180,7 +180,7 @@ def closed(face, limit=.2)->bool:
 
 DRIVERS = dict(per_frame=PerFrame, flow=Flow)
 
-# %% ../../nbs/video/02_drivers.ipynb #dfc13f14
+# %% ../../nbs/video/02_drivers.ipynb #b24032e3
 def close(v:Verdict)->bool: return v.narrow or not v.passed
 
 class Watch:
@@ -231,7 +231,7 @@ class Watch:
                 if not whys[k]: where.setdefault(s.track, []).append((n, k))
         return where
 
-# %% ../../nbs/video/02_drivers.ipynb #a2064640
+# %% ../../nbs/video/02_drivers.ipynb #716039d3
 def keep_people(path, people):
     "Decisions, for the case of an interruption"
     from deidnb.core import atomic_path
@@ -264,26 +264,29 @@ def people_of(d, T, views, noise)->list: # views: {frame number: frame} of `T.be
     return [decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views], noise)
             for n in T.people]
 
-# %% ../../nbs/video/02_drivers.ipynb #716039d3
+# %% ../../nbs/video/02_drivers.ipynb #06a6d3da
 def in_stages(d, T, drive, guard, frames, threads=2): # (number, time, picture)s -> what `Watch` is called with
     "Draw frame after frame; what a frame needs of nothing but itself is done ahead, by threads"
     def see(item):
         seen = [s for s in T.faces(item[0]) if selected(s.face, d.only, d.exclude)]; return seen, drive.looks(item[2], seen)
-    def draw(part):
+    def draw(part): # [(item, (seen, looks))] -> [(frame, whys)]
         if drive.batch > 1: got = drive.together([x for (_, _, x), _ in part], [seen for _, (seen, _) in part])
         else: got = [drive(i, x, seen, looks) if seen else (x, []) for (i, _, x), (seen, looks) in part]
         blind = not T.people and d.on_no_face == 'blur-all'; return [(blur_all(x) if blind else x, whys) for x, whys in got]
-    def check(item): ((i, _, x), (seen, _)), (out, whys) = item; return guard.look(i, x, out, seen, whys)
-    stream = ahead(see, frames, threads)
-    if drive.ordered:
-        pairs = itertools.pairwise(itertools.chain([None], stream))
-        stream = (b for (_, b), _ in ahead(lambda p: p[0] and drive.moved(p[0][1][1], p[1][1][1]), pairs, threads))
-    parts = iter(lambda it=iter(stream): list(itertools.islice(it, drive.batch)), [])
-    finished = (pair for part, got in ahead(draw, parts, 1 if drive.ordered else threads) for pair in zip(part, got))
-    for (((item, (seen, _)), (out, whys)), found) in ahead(check, finished, threads):
-        yield *item, out, seen, whys, found
+    def check(pair): ((i, _, x), (seen, _)), (out, whys) = pair; return guard.look(i, x, out, seen, whys)
+    def alone(part):        # everything about a few frames that do not need the one before
+        part = [(item, see(item)) for item in part]; got = draw(part); return [(p, g, check((p, g))) for p, g in zip(part, got)]
+    if not drive.ordered:
+        parts = iter(lambda it=iter(frames): list(itertools.islice(it, drive.batch)), [])
+        done = (x for _, got in ahead(alone, parts, threads) for x in got)
+    else:
+        pairs = itertools.pairwise(itertools.chain([None], ahead(see, frames, threads)))
+        moved = (b for (_, b), _ in ahead(lambda p: p[0] and drive.moved(p[0][1][1], p[1][1][1]), pairs, threads))
+        done = ((p, g, found) for (p, g), found in ahead(check, ((p, g[0]) for p, g in ahead(lambda p: draw([p]), moved,
+                        1)), threads))
+    for (item, (seen, _)), (out, whys), found in done: yield *item, out, seen, whys, found
 
-# %% ../../nbs/video/02_drivers.ipynb #f8f05bff
+# %% ../../nbs/video/02_drivers.ipynb #50fc60e7
 def driver_of(d, driver=None)->str:
     "The one that was asked for, or what the method's row says"
     from deidnb.methods import METHODS
@@ -332,7 +335,7 @@ def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov
     return video_receipt(d, known, people, T, tally, w.result, dict(find=found-began, decide=decided-found,
             draw=time.perf_counter()-decided))
 
-# %% ../../nbs/video/02_drivers.ipynb #06a6d3da
+# %% ../../nbs/video/02_drivers.ipynb #b585b602
 class Tally:
     "What happened to each person, frame by frame"
     def __init__(self, people, state=None): # state: of an interrupted run, from JSON
