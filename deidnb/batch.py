@@ -82,14 +82,14 @@ def run_jobs(d, jobs, n:int):
 # %% ../nbs/12b_batch.ipynb #52fe3f65
 SUFFIXES = ('.jpg','.jpeg','.jpe','.jfif','.png','.webp','.tif','.tiff','.bmp','.gif','.heic','.heif','.avif','.ppm','.pgm','.pbm','.jp2')
 
-def items(src, dst, recursive=True)->list[str]:
-    "Relative paths of everything under `src` that calls itself a picture"
+def items(src, dst, recursive=True, suffixes=SUFFIXES)->list[str]:
+    "Relative paths of everything under `src` that calls itself a picture, or has other suffixes"
     src, skip, found = Path(src), Path(dst).resolve(), []
     for folder, dirs, files in os.walk(src, followlinks=False):
         here = Path(folder)
         dirs[:] = sorted(x for x in dirs if not x.startswith('.') and (here/x).resolve() != skip and recursive)
-        pipes = [x for x in dirs if x.lower().endswith(SUFFIXES)]  # a folder named like a picture is reported, too
-        found += [str((here/x).relative_to(src)) for x in [*files, *pipes] if x.lower().endswith(SUFFIXES)
+        pipes = [x for x in dirs if x.lower().endswith(suffixes)]  # a folder named like a picture is reported, too
+        found += [str((here/x).relative_to(src)) for x in [*files, *pipes] if x.lower().endswith(suffixes)
                   and not x.startswith('.')]
     return sorted(found)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['VIDEOS', 'HOLDS', 'EPILOG', 'safe', 'say', 'complain', 'box_arg', 'password', 'make', 'detections', 'deid',
            'deid_photos', 'warning', 'receipt_path', 'deid_file', 'save_found', 'is_video', 'video_name', 'Bar',
-           'deid_video', 'videos_in', 'finished', 'deid_videos', 'audit', 'methods', 'assets', 'print_rows', 'demo',
-           'doctor_facts', 'doctor', 'paragraph', 'recover', 'turned', 'recover_video', 'recover_parser', 'deid_parser',
-           'parser', 'evaluate', 'main']
+           'deid_video', 'finished', 'deid_videos', 'audit', 'methods', 'assets', 'print_rows', 'demo', 'doctor_facts',
+           'doctor', 'paragraph', 'recover', 'turned', 'recover_video', 'recover_parser', 'deid_parser', 'parser',
+           'evaluate', 'main']
 
 # %% ../nbs/15_cli.ipynb #7da7e63a
 import argparse, json, os, sys
@@ -80,7 +80,7 @@ def deid(a)->int:
             raise ConfigError(f'{out.suffix} is no picture format that is written here', out,
                               f"Use one of {' '.join(sorted(WRITABLE))}, or a folder that exists.")
         return deid_file(a, d, src, out, faces)
-    videos = videos_in(src, out, not a.flat) if src.is_dir() else []; code = 0
+    videos = [src/v for v in items(src, out, not a.flat, VIDEOS) if is_video(src/v)] if src.is_dir() else []; code = 0
     if not videos or items(src, out, not a.flat): code = deid_photos(a, d, src, out, faces)
     done = deid_videos(a, d, src, out, videos); return code or done
 
@@ -177,12 +177,6 @@ def deid_video(a, d, src, out)->int:
     return 1 if r['covered'] or not r['people'] and d.on_no_face != 'copy' else 0
 
 # %% ../nbs/15_cli.ipynb #396b6513
-def videos_in(src, out, recursive=True)->list: # of Path, sorted; hidden ones and what lies in `out` are left out
-    "All videos of a folder, by suffix"
-    found = src.rglob('*') if recursive else src.glob('*'); skip = out.resolve()
-    return sorted(p for p in found if is_video(p) and skip not in p.resolve().parents
-                  and not any(x.startswith('.') for x in p.relative_to(src).parts))
-
 def finished(a, d, src, out)->bool:
     "Whether the same settings have made this video from this source before"
     from deidnb.manifest import config_hash

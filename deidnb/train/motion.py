@@ -31,7 +31,7 @@ def some_expression(rng)->np.ndarray: # (52,)
     for k in rng.choice(52, 4, replace=False): b[k] = rng.uniform(0, .6)
     b[jaw] = rng.uniform(0, .7)*(rng.random() < .6); b[blink] = rng.uniform(0, 1)*(rng.random() < .3); b[0] = 0; return b
 
-def pair(d, i, shape, rng, size=128)->dict: # store, row -> source and driving (size, size, 3) uint8, map (size, size, 2) from driving to source in pixels, known (size, size)
+def pair(d, i, shape, rng)->dict: # store, row -> source and driving (128, 128, 3) uint8, map (128, 128, 2) from driving to source in pixels, known (128, 128)
     "One training example"
     x, P = d['crop'][i], d['mesh'][i].astype(np.float64); b = d['blendshapes'][i]
     other = lambda k: pose_mesh(P, shape, (some_expression(rng) - b*rng.uniform(0, 1))*k, rng.uniform(-12, 12, 3)*k*[1,
@@ -63,13 +63,13 @@ def losses(net, b, rng)->dict: # batch of `drawer` on the device, numpy generato
                 occlusion=F.binary_cross_entropy(F.interpolate(o['occlusion'].float(), size=(s, s), mode='bilinear').clamp(1e-4, 1-1e-4), b['known'][:, None]),
                 equivariance=(k['value'] @ A.T + t - kd['value']).abs().mean() + .1*(torch.linalg.inv(kd['jacobian']) @ A @ k['jacobian'] - torch.eye(2).to(m)).abs().mean())
 
-def drawer(d, rows, batch, size=128):
+def drawer(d, rows, batch):
     "A function that draws a batch from a generator"
     import torch
     from deidnb.generate.donor_mesh import face_shape
     shape = face_shape()
     def draw(rng):
-        e = [pair(d, i, shape, rng, size) for i in rng.choice(rows, batch)]
+        e = [pair(d, i, shape, rng) for i in rng.choice(rows, batch)]
         image = lambda k: torch.from_numpy(np.stack([x[k] for x in e])).permute(0, 3, 1, 2).float()/255
         return dict(source=image('source'), driving=image('driving'),
                     map=torch.from_numpy(np.stack([x['map'] for x in e])),
@@ -107,8 +107,7 @@ def evaluate(net, store, rows, seed=0)->dict:
     from deidnb.generate.donor_mesh import face_shape
     from deidnb.video.flow import dense_map, grey, grid
     from deidnb.video.fomm import LearnedMotion
-    learned = LearnedMotion.__new__(LearnedMotion); learned.net = net
-    rng, shape, out = np.random.default_rng(seed), face_shape(), []
+    learned, rng, shape, out = LearnedMotion(net), np.random.default_rng(seed), face_shape(), []
     for i in rows:
         e = pair(store, i, shape, rng); at = lambda m: float(np.linalg.norm(m - e['map'], axis=-1)[e['known']].mean())
         out.append([at(learned(e['driving'], e['source'])[0]), at(dense_map(grey(e['driving']), grey(e['source']))[0]),

@@ -147,7 +147,7 @@ def load_motion(path=None)->MotionModel: # .safetensors, or the published checkp
 # %% ../../nbs/video/04_fomm.ipynb #22a8a735
 class LearnedMotion:
     "Two uint8 squares -> (side, side, 2) where each pixel of the first was in the second, trust (side, side) in [0, 1]"
-    def __init__(self, path=None): self.net = load_motion(path)
+    def __init__(self, net=None): self.net = net if isinstance(net, nn.Module) else load_motion(net) # `MotionModel`, or a file for `load_motion`
     def __call__(self, now, before)->tuple:
         n, s = self.net.config['size'], len(now)
         x = torch.from_numpy(np.stack([before, now])).permute(0, 3, 1, 2).float()/255
