@@ -72,6 +72,7 @@ class Gate:
         result, # uint8 RGB of the same size
         face:Face, # in the source
         codes:dict|None=None, # what `codes(source, face)` gave
+        once:bool=False, # ask about one place only: where a detector finds the face, or else where it was
     )->Verdict:
         codes, out = codes or self.codes(source, face), {}
         def ask(faces):
@@ -80,9 +81,9 @@ class Gate:
                 if n not in out or not s['passed'] or s['score'] > out[n]['score']: out[n] = s   # the worst counts
                 if not s['passed']: return False                                               # one is enough
             return True
-        if not ask([face]): return Verdict(out)
+        if not once and not ask([face]): return Verdict(out)
         again = self.find_again(result, face) if self.refind else None
-        if again is not None: ask([again])
+        if once or again is not None: ask([again or face])
         excess = max((s['score'] - self.wanted[n] for n,s in out.items() if s['passed']), default=0.)
         narrow = any(s['passed'] and s['score'] > self.thresholds[n] - self.margin*(self.thresholds[n] - self.wanted[n]) for n,s in out.items())
         return Verdict(out, (again is not None) if self.refind else None, round(excess, 4), narrow)

@@ -208,6 +208,31 @@ def test_recipe_runs_and_resumes(tmp_path):
     kw = dict(preset='quick', pictures=tmp_path/'faces', device='cpu', workers=1, progress=False, people=36, held=8)
     one = T.train(tmp_path/'a', **kw); T.train(tmp_path/'a', **kw | dict(steps=6)); assert one[1][-1]['step'] == 6
     assert all(np.isfinite(v) for r in one[1] for v in r.values())
+    # once more through the last stage, from a file
+    N.save_net(one[0], tmp_path/'one.safetensors', one[2])
+    for x in ('people', 'fits.npz'): (tmp_path/'b').mkdir(exist_ok=True); (tmp_path/'b'/x).symlink_to(tmp_path/'a'/x)
+    more = T.train(tmp_path/'b', **kw | dict(steps=2, start=tmp_path/'one.safetensors', repel=True))
+    assert np.isfinite(more[1][-1]['repel']) and np.array_equal(more[2]['alpha'], one[2]['alpha'])
+    change = [float((a-b).abs().max()) for a, b in zip(one[0].parameters(), more[0].parameters())]; assert 0 < max(change) < .05
+
+def test_calm_in_training_is_calm_in_use():
+    from deidnb.train.fusion import calmed
+    calm = G.calm
+    r = np.random.default_rng(0); y = r.random((128, 128, 3), np.float32); yy, xx = np.mgrid[:128, :128]
+    mask = np.clip((50 - np.hypot(yy-64, xx-64))/6, 0, 1).astype(np.float32); zone = (yy < 45).astype(np.float32)
+    t = lambda x: torch.from_numpy(np.ascontiguousarray(x))[None]
+    other = calmed(t(y.transpose(2, 0, 1)), t(zone[None]), t(mask[None]))[0].permute(1, 2, 0).numpy()
+    assert np.abs(calm(y, zone, mask) - other)[mask > 0].max() < 1e-3
+    # what was drawn at the rim and outside makes no difference
+    worse = np.where((mask > .8)[..., None], y, 5); assert np.abs(calm(worse, zone, mask) - calm(y, zone, mask))[mask > .1].max() < .05
+
+def test_what_a_second_recogniser_still_knows(faces):
+    from deidnb.faces.align import warp
+    from deidnb.identity.experts import load_expert
+    from deidnb.train.fusion import STRANGERS, repelled
+    x = [torch.from_numpy(warp(p, G.crop_matrix(f.points5), (128, 128))).permute(2, 0, 1)[None]/255 for p, f in zip(PHOTOS[:2], faces)]
+    net = load_expert('faceres').torch(); cost = lambda a, b: float(repelled(net, torch.cat([a, b])))
+    assert abs(cost(x[0], x[0]) - (1-STRANGERS)) < 1e-3 and cost(x[0], x[1]) < .25
 
 @pytest.mark.parametrize('method', ['sampled', 'disguise'])
 def test_gated_systems(method):

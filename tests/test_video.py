@@ -257,6 +257,18 @@ def test_who_is_in_doubt_is_looked_at_in_every_frame(tracks, frames):
     w = D.Watch(d, 0, people); got = guarded(w, frames[:6], frames, tracks)
     assert all([bool(why) for why in whys] == [s.person == 0 for s in tracks.faces(i)] for i, (_, whys) in enumerate(got))
 
+class Glances: # a gate with one recogniser that sees in each frame what it is told; notes what it was asked
+    def __init__(self, clear): self.clear, self.asked = clear, []
+    def codes(self, x, f): return {'demo': np.zeros((1, 2))}
+    def check(self, source, result, f, codes, once=False):
+        self.asked.append((len(codes['demo']), once)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=True)}, excess=-.1 if self.clear else .1)
+
+@pytest.mark.parametrize('clear,i,wanted', [(True, 4, [(3, True)]), (True, 16, [(4, True)]), (False, 4, [(3, True), (4, False)]), (False, 16, [(4, True), (4, False)])])
+def test_a_glance_is_enough_if_it_is_clear(tracks, frames, clear, i, wanted):
+    # against 3 views of the person, and the face in this frame where the glance is not clear and in every fourth look
+    g = Glances(clear); p = D.Person(tracks.people[0], None, views={'demo': np.zeros((3, 2))}); w = D.Watch(SimpleNamespace(gate=g), 4, [p])
+    s = [x for x in tracks.faces(8) if x.person == p.number]; w.look(i, frames[8], frames[8], s, ['']); assert g.asked == wanted
+
 def test_a_short_track_is_looked_at(tracks, frames):
     d = SimpleNamespace(gate=Knows()); w = D.Watch(d, 5); got = guarded(w, frames[1:4], frames, tracks, 1) # no multiple of 5
     assert all(all(whys) for _, whys in got)
@@ -336,6 +348,39 @@ def test_an_interrupted_run_goes_on(tmp_path, clip, swap, monkeypatch):
     r = D.protect_video(swap, clip, tmp_path/'b.mp4', progress=lambda w, i, k: n.setdefault(w, i))
     assert n['drawing'] == 9 and r['frames'] == 16 and [p['how']['found'] for p in r['people']] == [16,
         16] and [p['decided'] for p in r['people']]
+
+# --- keys
+PW = dict(password='seven words that nobody has ever used')
+class Picky: # a gate that accepts nobody but who was made with certain salts
+    def __init__(self, D_, good): self.of, self.good, self.thresholds = D_, good, {}
+    def describe(self): return {}
+    def codes(self, x, f): return {'demo': np.zeros((1, 2))}
+    def check(self, source, result, f, codes, once=False):
+        ok = self.good(len(self.of)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=ok)}, excess=-.1 if ok else 0.)
+
+@pytest.mark.parametrize('enough', [1, 3])
+def test_a_key_tries_other_salts_for_everybody(tracks, frames, monkeypatch, enough):
+    from deidnb.generate.keyed import Keyed
+    made = []; use = Keyed.use; monkeypatch.setattr(Keyed, 'use', lambda self, key: (made.append(key.salt.hex()), use(self, key))[1])
+    d = D.Deidentifier('identity_mask', gate=False, finder=FINDER, **PW); d.gate = Picky(made, lambda n: n >= enough)
+    p = D.people_of(d, tracks, dict(enumerate(frames)), rng(0, True))
+    assert len(made) == enough and {q.info['salt'] for q in p} == {made[-1]} and all(q.attempts == enough and not q.doubt for q in p)
+
+def test_a_chosen_salt_stays(tracks, frames):
+    d = D.Deidentifier('identity_mask', gate=False, finder=FINDER, salt='11'*16, **PW); d.gate = Picky([], lambda n: False)
+    p = D.people_of(d, tracks, dict(enumerate(frames)), rng(0, True))
+    assert {q.info['salt'] for q in p} == {'11'*16} and all(q.doubt for q in p) and D.settings(d)['params']['salt'] == '11'*16
+
+def test_an_interrupted_keyed_run_keeps_its_salt(tmp_path, frames, monkeypatch):
+    from deidnb.faces import video_write as V
+    clip = write(tmp_path/'in.mp4', [x[:, :150] for x in frames[:8]]); init = V.VideoWriter.__init__
+    monkeypatch.setattr(V.VideoWriter, '__init__', lambda s, *a, **k: init(s, *a, **dict(k, piece=3)))
+    new = lambda: D.Deidentifier('identity_mask', gate=False, finder=FINDER, **PW); first, n = new(), {}
+    def stop(word, i, whole):
+        if word == 'drawing' and i == 7: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): D.protect_video(first, clip, tmp_path/'b.mp4', progress=stop)
+    r = D.protect_video(new(), clip, tmp_path/'b.mp4', progress=lambda w, i, k: n.setdefault(w, i))
+    assert n['drawing'] == 7 and r['people'][0]['decided']['salt'] == first.generator.drawn['salt'] and 'salt' not in r['params']
 
 # --- the command line
 def cli(*a, **env):

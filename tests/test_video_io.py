@@ -148,6 +148,7 @@ def test_going_on_gives_the_same_pictures(tmp_path, name, kw):
     rest = list(read_video(info, 17, 23, all_[16][1]))
     assert [r[:2] for r in rest] == [a[:2] for a in all_[17:23]] and all((r[2] == a[2]).all() for r, a in zip(rest, all_[17:]))
     i, t, x = next(read_video(info, 11)); assert (i, t) == all_[11][:2] and (x == all_[11][2]).all()
+    some = list(read_video(info, want={3, 17})); assert [i for i, *_ in some] == [3, 17] and (some[1][2] == all_[17][2]).all()
     i, t, x = next(read_video(info, 11, after=10**9+1)); assert (i, t) == all_[11][:2]  # a time stamp that does not occur
 
 def test_a_jump_really_jumps(tmp_path):
@@ -581,6 +582,9 @@ def test_pieces_count_only_for_the_same_work(tmp_path):
     half(d, i); (tmp_path/'.b.mp4.deidnb'/'00000.json').write_text('{"key"'); assert starts(d, i) == 0
     half(d, i); (tmp_path/'.b.mp4.deidnb'/'00002.part').write_bytes(b'half a piece')
     assert starts(d, i) == 16 and not (tmp_path/'.b.mp4.deidnb'/'00002.part').exists()
+    # what a caller keeps beside the pieces lives as long as they do
+    note = tmp_path/'.b.mp4.deidnb'/'notes.npz'; note.write_bytes(b'who is who')
+    assert starts(d, i) == 16 and note.exists() and starts(d, i, crf=20) == 0 and not note.exists()
     half(d, i, 28); half(d, i, 29)
     with VideoWriter(d, i, piece=8) as w:
         assert w.start == 24

@@ -62,7 +62,7 @@ def warp(image,          # (h, w[, c]) uint8 or float32
     )->np.ndarray:
     "Affine warp with area averaging when it shrinks"
     mode = dict(replicate=cv2.BORDER_REPLICATE, reflect=cv2.BORDER_REFLECT_101, zero=cv2.BORDER_CONSTANT)[border]
-    M = np.asarray(M, np.float64); s = np.sqrt(abs(np.linalg.det(M[:, :2])))
+    M = np.asarray(M, np.float64); s = abs(M[0, 0]*M[1, 1] - M[0, 1]*M[1, 0])**.5
     x0,y0,x1,y1 = _window(M, size, image.shape[:2]) if border != 'reflect' else (0, 0, image.shape[1], image.shape[0])
     src = image[y0:y1, x0:x1]; M = np.c_[M[:, :2], M[:, 2] + M[:, :2] @ [x0, y0]]
     if s < .999:

@@ -328,6 +328,7 @@ def read_video(video,        # `VideoInfo` or path
                stop=None,    # number after the last one
                after=None,   # time stamp of picture start-1, as this function gave it: allows to jump there
                damaged=False,# True: no error at the end of a damaged file
+               want=None,    # set of numbers; the other pictures are passed over
     ): # iterator of (number, pts in units of time_base, uint8 (h, w, 3) RGB upright)
     "The pictures of a video one by one, in constant memory; `InputError` after the last one if any were lost"
     from av.video.reformatter import VideoReformatter
@@ -339,7 +340,7 @@ def read_video(video,        # `VideoInfo` or path
             raise InputError(f'changes its size to {f.width} x {f.height} at picture {i}', info.path,
                              'Split it there, or convert it: ffmpeg -i FILE -vf scale=W:H -c:a copy out.mp4')
         first = t if first is None else first
-        yield i, t, _to_rgb(f, info, conv)
+        if want is None or i in want: yield i, t, _to_rgb(f, info, conv)
         i += 1
         if i == stop: return
     short = int((info.pts >= first).sum()) - (i-start) if first is not None and info.pts is not None and info.codec in ONE_FOR_ONE else 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RIGID', 'IRIS', 'VERTICES', 'PARTS', 'SPANS', 'FLAT', 'eye_distance', 'similarity', 'FaceShape', 'fit_shape',
-           'face_shape', 'transfer_shape', 'homogeneous', 'triangle_at', 'warp_map', 'mirror_index', 'mirror_mesh']
+           'face_shape', 'transfer_shape', 'corners', 'triangle_at', 'warp_map', 'mirror_index', 'mirror_mesh']
 
 # %% ../../nbs/generate/11_donor_mesh.ipynb #7e00d637
 import numpy as np, cv2
@@ -119,14 +119,14 @@ def transfer_shape(shape:FaceShape,
 # %% ../../nbs/generate/11_donor_mesh.ipynb #79db0cf1
 FLAT = 1e-3 # twice the area in px2 under which a triangle is not drawn
 
-def homogeneous(mesh, triangles): # (n, 3) pixels, (m, 3) -> (m, 3, 3): corners x, y, 1
-    return np.concatenate([mesh[triangles, :2].astype(np.float64), np.ones((len(triangles), 3, 1))], 2)
+def corners(mesh, triangles)->tuple: # (n, 3) pixels, (m, 3) -> (m, 3, 2); edges from the first corner to the others, (m, 2) each; (m,) twice the signed areas
+    A = mesh[triangles, :2].astype(np.float64); e, f = A[:, 1] - A[:, 0], A[:, 2] - A[:, 0]; return A, e, f, e[:, 0]*f[:, 1] - e[:, 1]*f[:, 0]
 
 def triangle_at(mesh, triangles, hw)->np.ndarray: # (n, 3) pixels, nearer is smaller z; (m, 3); height and width -> int32 (h, w)
     "1 + the number of the triangle that each pixel shows; 0 where there is none"
-    A = homogeneous(mesh, triangles); det = np.linalg.det(A); good = np.abs(det) > FLAT
-    order = np.lexsort((-mesh[triangles, 2].mean(1), np.sign(det) == np.sign(np.median(np.sign(det)))))
-    ids, q = np.zeros(hw, np.int32), (A[..., :2]*16).round().clip(-2**20, 2**20).astype(np.int32)
+    A, *_, area = corners(mesh, triangles); good = np.abs(area) > FLAT
+    order = np.lexsort((-mesh[triangles, 2].mean(1), np.sign(area) == np.sign(np.median(np.sign(area)))))
+    ids, q = np.zeros(hw, np.int32), (A*16).round().clip(-2**20, 2**20).astype(np.int32)
     for i in order[good[order]]: cv2.fillConvexPoly(ids, q[i], int(i)+1, shift=4)
     return ids
 
@@ -138,12 +138,14 @@ def warp_map(src,       # (478, 3) mesh in the picture the pixels come from
     )->tuple:           # map x, map y float32 (h, w) for cv2.remap; bool (h, w) where it is defined
     "Backward map of a mesh warp"
     h, w = hw; ids = triangle_at(dst, triangles, hw) if ids is None else ids
-    A = homogeneous(dst, triangles); good = np.abs(np.linalg.det(A)) > FLAT
-    M = np.zeros((len(triangles), 3, 2)); M[good] = np.linalg.solve(A[good], src[triangles, :2].astype(np.float64)[good])
-    inside = ids > 0; y, x = np.nonzero(inside); m = M.astype(np.float32)[ids[inside]-1]
-    mx, my = np.full((h, w), -1, np.float32), np.full((h, w), -1, np.float32)
-    mx[inside] = m[:,0,0]*x + m[:,1,0]*y + m[:,2,0]; my[inside] = m[:,0,1]*x + m[:,1,1]*y + m[:,2,1]
-    return mx, my, inside
+    A, e, f, area = corners(dst, triangles); B, g, k, _ = corners(src, triangles)
+    area = np.where(np.abs(area) > FLAT, area, np.inf)[:, None]     # an affine map each: what a step to the right and one down do
+    dx, dy = (f[:, 1:]*g - e[:, 1:]*k)/area, (e[:, :1]*k - f[:, :1]*g)/area
+    M = np.concatenate([dx, dy, B[:, 0] - A[:, 0, :1]*dx - A[:, 0, 1:]*dy], 1).astype(np.float32)
+    at = np.flatnonzero(ids); y, x = (v.astype(np.float32) for v in np.divmod(at, w)); q = M.T[:, ids.ravel()[at]-1]
+    mx, my = np.full(h*w, -1, np.float32), np.full(h*w, -1, np.float32)
+    mx[at] = q[0]*x + q[2]*y + q[4]; my[at] = q[1]*x + q[3]*y + q[5]
+    return mx.reshape(h, w), my.reshape(h, w), ids > 0
 
 # %% ../../nbs/generate/11_donor_mesh.ipynb #d2a03304
 def mirror_index(names): # names of the blendshapes -> index of the opposite side's

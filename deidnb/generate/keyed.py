@@ -36,12 +36,18 @@ class Keyed(FusionSwap):
             raise ConfigError(f'must be {2*R.SALT_BYTES} hex digits, got {salt!r}', 'salt',
                               'Copy it from the receipt of the protected photo.') from None
         super().__init__(**drawing)
-        self.key, self.level, self.rotation, self.back = R.Key(password, raw, version or R.KEY_VERSION,
-                                                               warn=not back), level, rotation, back
+        self.level, self.rotation, self.back, self.chosen = level, rotation, back, bool(salt)
+        self.use(R.Key(password, raw, version or R.KEY_VERSION, warn=not back))
+    def use(self, key):
+        from deidnb.identity import rotation as R
+        self.key, self.drawn = key, dict(salt=key.salt.hex())
         self.transform = dict(faces=R.FaceIsometry, isometry=R.KeyedIsometry, plane=R.PlaneRotation,
-                              book=R.BookRotation)[rotation](self.key, level=level, reversible=rotation in ('faces',
-                'isometry'))
-        self.drawn = dict(salt=raw.hex())
+                              book=R.BookRotation)[self.rotation](key, level=self.level,
+                                                                  reversible=self.rotation in ('faces', 'isometry'))
+    def another(self):
+        "The same password under another salt, so another identity; None if the salt was chosen"
+        if self.chosen or self.back: return None
+        g = copy.copy(self); g.use(self.key.resalted()); return g
     @property
     def guarantee(self): return self.transform.guarantee
     def escalate(self, level:int):

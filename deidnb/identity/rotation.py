@@ -85,7 +85,7 @@ class Key:
                  salt:bytes=None, # 16 public bytes; None draws them: keep `key.salt`
                  version=KEY_VERSION, warn=True):
         self.salt, self.version = secrets.token_bytes(SALT_BYTES) if salt is None else salt, version
-        t = time.thread_time(); self._secret = stretch(password, self.salt, version); self.seconds = time.thread_time()-t
+        self._password = password_bytes(password); t = time.thread_time(); self._secret = stretch(password, self.salt, version); self.seconds = time.thread_time()-t
         hours = password_space(password)*self.seconds/3600
         if warn and hours < 24*365*10:
             warnings.warn(f'{password_space(password):.0e} passwords look like this one: one CPU core of this kind tries them all in {hours:,.1f} hours. Use four random words or more.',
@@ -93,8 +93,11 @@ class Key:
     @classmethod
     def draw(cls, seed:int): # the same seed gives the same key: fit for experiments only
         "A key without a password, at once; for simulations"
-        self = object.__new__(cls); self.salt, self.version, self.seconds = bytes(SALT_BYTES), 0, 0.
+        self = object.__new__(cls); self.salt, self.version, self.seconds, self._password = bytes(SALT_BYTES), 0, 0., None
         self._secret = hashlib.sha256(f'deidnb simulated key {int(seed)}'.encode()).digest(); return self
+    def resalted(self): # the same password under a salt drawn anew: another key
+        if self._password is None: raise ConfigError('has no password', 'this key', 'Draw another with Key.draw.')
+        return Key(self._password, version=self.version, warn=False)
     def secret(self, label:str, length=32, salt=None)->bytes: # secret bytes for one purpose
         return hkdf(self._secret, label, length, salt)
     def stream(self, label:str)->KeyStream: return KeyStream(self.secret(label))

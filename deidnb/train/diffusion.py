@@ -280,21 +280,13 @@ def contact_sheet(work):
 
 def main(argv=None)->int:
     "python -m deidnb.train.diffusion"
-    import argparse, json, platform
+    import json, platform
     from deidnb.core import DeidnbError, package_dir
     from deidnb.generate.diffdeid import save_diffdeid
     from deidnb.train.donors import licence_of
-    from deidnb.train.loop import write_log
-    p = argparse.ArgumentParser('python -m deidnb.train.diffusion', description=__doc__); a = p.add_argument
-    a('--preset', choices=RUNS, default='compact')
+    from deidnb.train.loop import recipe_parser, write_log
+    p = recipe_parser('diffusion', __doc__, RUNS, 20261122); a = p.add_argument
     a('--task', choices=TASKS, default='diffdeid', help='the method, or a baseline of generate.inpaint')
-    a('--pictures', help='folder of generated faces; left out: they are drawn')
-    a('--work', required=True, help='folder of the store and the checkpoint')
-    a('--out', help='default: the file that ships, with its row in the manifest')
-    a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=20261122)
-    a('--device'); a('--workers', type=int)
-    a('--data', default='generated people', help='what the pictures are, for the row')
-    a('--stop-after', type=float, help='seconds; the same command goes on')
     a('--ablation', metavar='FOLDER', help='train without each condition instead, and write the table there')
     o = p.parse_args(argv)
     kw = {k: v for k, v in dict(steps=o.steps, people=o.people).items() if v}

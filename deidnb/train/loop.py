@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Ema', 'batches', 'accelerator', 'descend', 'save_checkpoint', 'load_checkpoint', 'run', 'picture_of', 'gather',
-           'plot_log', 'write_log']
+           'plot_log', 'write_log', 'recipe_parser']
 
 # %% ../../nbs/train/00a_loop.ipynb #df18b96c
 import json, time
@@ -156,3 +156,17 @@ def write_log(path, log):
     with atomic_path(path, overwrite=True) as tmp:
         tmp.write_text(''.join(json.dumps({k: float(f'{v:.5g}') if isinstance(v, float) else v for k, v in r.items()})
                                + '\n' for r in log))
+
+# %% ../../nbs/train/00a_loop.ipynb #d32d226c
+def recipe_parser(name, description, runs, seed): # module of `deidnb.train`; its docstring; presets; default -> argparse.ArgumentParser
+    "`python -m deidnb.train.NAME`"
+    import argparse
+    p = argparse.ArgumentParser(f'python -m deidnb.train.{name}', description=description); a = p.add_argument
+    a('--preset', choices=runs, default='compact')
+    a('--pictures', help='folder of generated faces; left out: they are drawn')
+    a('--work', required=True, help='folder of the store and the checkpoint')
+    a('--out', help='default: the file that ships, with its row in the manifest')
+    a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=seed)
+    a('--device'); a('--workers', type=int)
+    a('--data', default='generated people', help='what the pictures are, for the row')
+    a('--stop-after', type=float, help='seconds; the same command goes on'); return p

@@ -117,22 +117,14 @@ def evaluate(net, store, rows, seed=0)->dict:
 # %% ../../nbs/train/08_motion.ipynb #e800ddcd
 def main(argv=None)->int:
     "python -m deidnb.train.motion"
-    import argparse, json, platform
+    import json, platform
     from deidnb.core import DeidnbError, package_dir
     from deidnb.train.donors import licence_of
     from deidnb.train.fusion import prepare
-    from deidnb.train.loop import write_log
+    from deidnb.train.loop import recipe_parser, write_log
     from deidnb.train.weights import weights_row
     from deidnb.video.fomm import save_motion
-    p = argparse.ArgumentParser('python -m deidnb.train.motion', description=__doc__); a = p.add_argument
-    a('--preset', choices=RUNS, default='compact'); a('--pictures', help='folder of generated faces; left out: they are drawn')
-    a('--work', required=True, help='folder of the store of train.fusion and of the checkpoint')
-    a('--out', help='default: the file that ships, with its row in the manifest')
-    a('--steps', type=int); a('--people', type=int); a('--seed', type=int, default=20261122)
-    a('--device'); a('--workers', type=int)
-    a('--data', default='generated people', help='what the pictures are, for the row')
-    a('--stop-after', type=float, help='seconds; the same command goes on')
-    o = p.parse_args(argv); kw = {k: v for k, v in dict(steps=o.steps, people=o.people).items() if v}
+    o = recipe_parser('motion', __doc__, RUNS, 20261122).parse_args(argv); kw = {k: v for k, v in dict(steps=o.steps, people=o.people).items() if v}
     try:
         c = RUNS[o.preset] | kw; d = prepare(o.pictures, dict(people=c['people'], held=c['held']), o.work, o.seed, o.workers)[0]
         net, log, held = train(d, o.work, o.preset, o.seed, o.device, stop_after=o.stop_after, **kw)

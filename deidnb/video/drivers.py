@@ -30,6 +30,7 @@ class Person:
     info: dict = field(default_factory=dict)
     scores: dict = field(default_factory=dict)
     attempts: int = 0
+    excess: float = np.inf          # how far the worst score lies above what the gate wants; inf: not cleared
     why: str = ''
     doubt: bool = False             # the gate knew them in some view: it looks at every frame of theirs
     views: dict = field(default_factory=dict)   # recogniser of the gate -> codes (k, d) of their best views
@@ -62,19 +63,19 @@ def mask_of(hw, crop, edit)->np.ndarray: # float32 (h, w)
     "Where the frame changed"
     return np.clip(warp(np.float32(edit.mask), invert(crop.matrix), hw[::-1], border='zero', smooth=False), 0, 1)
 
-def decide(d:Deidentifier, number, code, views, noise)->Person: # views: [(frame, Face)], the best of the person's
+def decide(d:Deidentifier, number, code, views, noise, generator=None, attempts=None)->Person: # views: [(frame, Face)], the best of the person's; None: those of d
     "Escalate until the gate knows nobody in any of the views"
     views = [(x, f) for x, f in views if f.landmarks is not None or not getattr(d.generator, 'needs_mesh', False)]
     if not views: return Person(number, code, why='no mesh fits this face')
     own, passed, last = [d.gate.codes(x, f) for x, f in views] if d.gate else [None], None, None
-    for k, (level, g) in enumerate(ladder(d.generator, d.attempts if d.gate else 1)):
+    for k, (level, g) in enumerate(ladder(generator or d.generator, attempts or d.attempts if d.gate else 1)):
         p = Person(number, code, g, attempts=k+1)
         try:
             first = cut(g, views[0][0], replace(views[0][1], notes={'sface': code}))
             p.decision = g.decide(first, rng=noise) if hasattr(g, 'decide') else None
         except (ValueError, InputError) as e: last = last or replace(p, generator=None, why=str(e)); continue
         p.info = dict((p.decision or {}).get('info') or {}, escalation=level)
-        worst = verified(d.gate, p, views, own, noise)
+        worst = verified(d.gate, p, views, own, noise); p.excess = np.inf if p.why else worst
         if not p.why and (passed is None or worst < passed[0]): passed = (worst, p)
         if p.generator is not None or last is None: last = p
         if not p.why and (worst <= 0 or k >= 2): break
@@ -187,16 +188,21 @@ class Watch:
     "Covers who is still recognised"
     def __init__(self, d, every=5, people=()): # frames between two looks, 0: never; those in doubt are looked at in every frame
         self.gate, self.every, self.people, self.alarm = d.gate, every, {p.number: p for p in people}, {}
-    def verdict(self, frame, out, s)->Verdict:
+    def verdict(self, frame, out, s, glance=False)->Verdict: # glance: enough if it is clear
         "Against the face in this frame and the person's best views"
-        own, p = self.gate.codes(frame, s.face), self.people.get(s.person)
-        return self.gate.check(frame, out, s.face, {n: np.concatenate([c, p.views[n]]) if p and n in p.views else c
-                                                    for n, c in own.items()})
+        p = self.people.get(s.person); views = p.views if p else {}
+        both = lambda: {n: np.concatenate([c, views[n]]) if n in views else c for n, c in self.gate.codes(frame, s.face).items()}
+        codes = views if glance and views else both()
+        if views:
+            v = self.gate.check(frame, out, s.face, codes, once=True)
+            if v.passed and v.excess <= 0: return v
+        return self.gate.check(frame, out, s.face, both() if codes is views else codes)
     def look(self, i, frame, out, seen, whys)->dict: # of the frame's number -> {index of `seen`: `Verdict`}
         "Needs nothing but the frame"
         if self.gate is None: return {}
         due = lambda s: self.every and i % self.every == 0 or s.person in self.people and self.people[s.person].doubt
-        return {k: self.verdict(frame, out, s) for k, s in enumerate(seen) if not whys[k] and due(s)}
+        # every fourth look is a whole one, whatever a glance says
+        return {k: self.verdict(frame, out, s, i % (4*self.every or 1) > 0) for k, s in enumerate(seen) if not whys[k] and due(s)}
     def __call__(self, stream): # (number, time, frame, out, seen, whys, what `look` gave), in order -> (number, time, out, seen, whys)
         held = []
         for item in stream:
@@ -259,10 +265,19 @@ def kept_people(path, d)->list|None:
                           {k.split('.', 2)[2]: v for k, v in a.items() if k.startswith(f'{n}.view.')}))
     return out
 
-def people_of(d, T, views, noise)->list: # views: {frame number: frame} of `T.best`
+def people_of(d, T, views, noise, salts=4)->list: # views: {frame number: frame} of `T.best`; how many salts a key may try
     "A decision for everybody who is to be protected"
-    return [decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views], noise)
-            for n in T.people]
+    def everybody(*a):
+        return [decide(d, n, mean_code(T.codes(n)), [(views[i], T.look(j, i)) for i, j in T.best(n) if i in views],
+                       noise, *a) for n in T.people]
+    g, tried = d.generator, []
+    while d.gate and hasattr(d.generator, 'another') and g is not None and len(tried) < salts:
+        people = everybody(g, 1); worst = max((p.excess for p in people), default=0); tried.append((worst, len(tried), g, people))
+        for p in people: p.attempts = len(tried)
+        if worst <= 0: return people
+        g = g.another()
+    worst, _, g, people = min(tried, default=(np.inf, 0, None, []), key=lambda t: t[:2])
+    return people if worst < np.inf and len(tried) > 1 else everybody(g)
 
 # %% ../../nbs/video/02_drivers.ipynb #06a6d3da
 def in_stages(d, T, drive, guard, frames, threads=2): # (number, time, picture)s -> what `Watch` is called with
@@ -280,10 +295,11 @@ def in_stages(d, T, drive, guard, frames, threads=2): # (number, time, picture)s
         parts = iter(lambda it=iter(frames): list(itertools.islice(it, drive.batch)), [])
         done = (x for _, got in ahead(alone, parts, threads) for x in got)
     else:
-        pairs = itertools.pairwise(itertools.chain([None], ahead(see, frames, threads)))
-        moved = (b for (_, b), _ in ahead(lambda p: p[0] and drive.moved(p[0][1][1], p[1][1][1]), pairs, threads))
-        done = ((p, g, found) for (p, g), found in ahead(check, ((p, g[0]) for p, g in ahead(lambda p: draw([p]), moved,
-                        1)), threads))
+        before = {}
+        def ready(item): nonlocal before; seen, now = see(item); before = drive.moved(before, now); return seen, now
+        # one thread each: more of them wait for each other
+        drawn = ((p, g[0]) for p, g in ahead(lambda p: draw([p]), ahead(ready, frames, 1), 1))
+        done = ((p, g, found) for (p, g), found in ahead(check, drawn, threads))
     for (item, (seen, _)), (out, whys), found in done: yield *item, out, seen, whys, found
 
 # %% ../../nbs/video/02_drivers.ipynb #50fc60e7
@@ -294,13 +310,14 @@ def driver_of(d, driver=None)->str:
 
 def settings(d, driver=None, watch=5, margin=5, options={})->dict:
     "What a video depends on beside its source: an interrupted run goes on, and a finished one is left alone, only under the same"
-    return dict({k: v for k, v in d.config.items() if k != 'version'}, driver=driver_of(d, driver), watch=watch,
-                margin=margin, options=options)
+    given = {k: v for k, v in d.config['params'].items() if k not in getattr(d.generator, 'drawn', {}) or getattr(d.generator, 'chosen', True)}
+    return dict({k: v for k, v in d.config.items() if k != 'version'}, params=given, driver=driver_of(d, driver),
+                watch=watch, margin=margin, options=options)
 
 def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov, .mkv)
                   driver=None,         # 'per_frame', 'flow'; None: what the method's row says
                   watch=5,             # the gate looks at every so many frames; 0: only at those it decided by
-                  threads=2, overwrite=False, sound=True, crf=18, margin=5, damaged=False,
+                  threads=2, overwrite=False, sound=True, crf=17, margin=5, damaged=False,
                   progress=None,       # called with a word, a number and the whole number
                   **options)->dict: # of the driver -> receipt
     "Nothing is written unless every found face was changed or covered"
@@ -322,8 +339,8 @@ def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov
             raise InputError('no face found, so nothing was written', src, 'Use --on-no-face copy or blur-all.')
         people = kept_people(w.work/'people.npz', d) if w.start else None
         if people is None:
-            need = sorted({i for n in T.people for i, _ in T.best(n)})
-            views = {i: x for i, _, x in read_video(info, stop=need[-1]+1, damaged=True) if i in set(need)} if need else {}
+            need = {i for n in T.people for i, _ in T.best(n)}
+            views = {i: x for i, _, x in read_video(info, stop=max(need)+1, damaged=True, want=need)} if need else {}
             people = people_of(d, T, views, noise); keep_people(w.work/'people.npz', people)
         decided = time.perf_counter()
         drive, guard = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, watch, people)
@@ -363,7 +380,7 @@ def video_receipt(d, known, people, T, tally, info, seconds)->dict: # known: `se
         g = dict(g, releases=n, epsilon=None if g['epsilon'] is None else n*g['epsilon'],
                  text=f"{n} frames are {n} releases: the budgets add up")
     covered = sum(c['covered'] for c in tally.count.values())
-    config = {k: d.config[k] for k in ('preset', 'strength', 'params')}
+    config = {k: known[k] for k in ('preset', 'strength', 'params')}
     outcome = 'no face found' if not people else 'fallback' if covered else 'protected'
     of = lambda p: dict(person=p.number, frames=tally.frames.get(p.number), how=tally.count[p.number], decided=p.info,
                         scores=p.scores, attempts=p.attempts, doubt=p.doubt, why=tally.why.get(p.number, {}))

@@ -10,6 +10,7 @@ __all__ = ['RECORD', 'FIELDS', 'pack', 'unpack', 'Found', 'thumbnail', 'Cuts', '
 import cv2, numpy as np
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from ..core import ConfigError, Face
 from ..faces.find import iou
@@ -34,15 +35,17 @@ def unpack(r)->Face:
 class Found:
     "Detections of a video, appended frame by frame, read back at random"
     def __init__(self, path):
-        self.path, self.frame, self.score, self.box, self._file, self._map = Path(path), [], [], [], open(path, 'wb'), None
+        self.path, self.frame, self.score, self.box, self._file = Path(path), [], [], [], open(path, 'wb')
+        self._at = lru_cache(64)(lambda k: unpack(np.fromfile(self.path, RECORD, 1, offset=k*RECORD.itemsize)[0]))  # neighbours are asked for again and again
     def add(self, i, f)->int: # number of the detection
-        self._file.write(pack(i, f).tobytes()); self._map = None; self.frame.append(i)
+        self._file.write(pack(i, f).tobytes()); self.frame.append(i)
         self.score.append(float(f.score)); self.box.append(np.asarray(f.box)); return len(self.frame) - 1
     def __len__(self): return len(self.frame)
     def __getitem__(self, k)->Face:
-        if self._map is None: self._file.flush(); self._map = np.memmap(self.path, RECORD, 'r')
-        return unpack(self._map[k])
-    def close(self): self._map = None; self._file.close()
+        if not -1 < k < len(self): raise IndexError(k)
+        if not self._file.closed: self._file.flush()
+        return self._at(k)
+    def close(self): self._file.close()
 
 # %% ../../nbs/video/00_track.ipynb #47ec618c
 def thumbnail(rgb, size=(32, 18))->np.ndarray: # float32 (18, 32, 3)
@@ -221,9 +224,10 @@ class Tracks:
         # behind somebody else, whose face is found
         out = [s for s in out if s.how == 'found' or not len(found) or iou(s.face.box, found)[:, 1].max() < .6]
         return sorted(out, key=lambda s: -s.face.size)
-    def best(self, person, k=5)->list: # up to k (frame, track), spread over the person's time, the surest of each stretch
+    def best(self, person, k=None)->list: # up to k (frame, track), spread over the person's time, the surest of each stretch; None: one a second, 3 to 5
         "Frames to decide by"
         all_ = sorted((i, j) for j, (t, w) in enumerate(zip(self.tracks, self.who)) if w == person for i in t.seen)
+        k = k or int(np.clip(len(all_)/self.fps, 3, 5))
         parts = [p for p in np.array_split(np.arange(len(all_)), min(k, len(all_))) if len(p)]
         return [max((all_[a] for a in p), key=lambda q: self.found.score[self.tracks[q[1]].seen[q[0]]]) for p in parts]
 
