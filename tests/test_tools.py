@@ -1,7 +1,7 @@
 "The scripts that guard the repository: they must object to what they are there to object to"
 import base64, importlib.util, json, subprocess, sys
 from pathlib import Path
-import pytest
+import numpy as np, pytest
 from deidnb.core import repo_root
 
 TOOLS = repo_root()/'tools'
@@ -81,3 +81,10 @@ def test_readme_check_objects(tmp_path, monkeypatch, capsys):
     assert run('--check') == 1 and run() == 0 and run('--check') == 0
     (tmp_path/'nbs/images/index_0.png').write_bytes(b'other'); assert run('--check') == 1
     run(); (tmp_path/'README.md').write_text('edited by hand'); assert run('--check') == 1
+
+def test_memory_of_long_videos(tmp_path):
+    from deidnb.faces.video import read_video
+    from deidnb.video.rendered import write_clip
+    m = tool('video_memory'); x = [np.full((96, 128, 3), 20*i, np.uint8) for i in range(5)]; clip = write_clip(tmp_path/'in.mp4', x, sound=False)
+    level = [round(float(y.mean())/20) for *_, y in read_video(m.longer(clip, .48, tmp_path/'long.mp4'))]
+    assert level == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]

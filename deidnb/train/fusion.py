@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAST', 'STRANGERS', 'WEIGHTS', 'UTILITY', 'RUNS', 'teach', 'observe', 'samples_of', 'samples', 'fit_texture',
            'fit_alpha', 'other_code', 'example', 'drawer', 'sface_crops', 'm3d_crops', 'faceres_crops',
-           'kept_attributes', 'calmed', 'repelled', 'losses', 'utility', 'pictures_of', 'sheet', 'live_view',
+           'kept_attributes', 'repelled', 'calmed', 'losses', 'utility', 'pictures_of', 'sheet', 'live_view',
            'experts_of', 'rate', 'prepare', 'train', 'recognised', 'evaluate', 'contact_sheet', 'main']
 
 # %% ../../nbs/train/05_fusion.ipynb #1597ce2a
@@ -180,6 +180,13 @@ def kept_attributes(h): # outputs of FaceRes (code, age (2B, 100), male (2B, 1))
     k = len(age)//2
     return (years[:k] - years[k:].detach()).abs().mean()/10 + (male[:k] - male[k:].detach()).abs().mean()
 
+def repelled(net, both): # FaceRes as a module; results and originals (2B, 3, 128, 128) in [0, 1]
+    "What a second recogniser still finds of the old face, beyond what strangers share"
+    import torch.nn.functional as F
+    r = F.normalize(net.raw(faceres_crops(both))[0].float().flatten(1)); k = len(r)//2
+    return F.relu((r[:k]*r[k:].detach()).sum(1) - STRANGERS).mean()
+
+# %% ../../nbs/train/05_fusion.ipynb #fdccf2fd
 def calmed(y, zone, mask): # (B, 3, S, S), (B, 1, S, S), (B, 1, S, S)
     "`generate.fusion.calm`, differentiable"
     import torch
@@ -192,12 +199,7 @@ def calmed(y, zone, mask): # (B, 3, S, S), (B, 1, S, S), (B, 1, S, S)
     inner = k*blur(y*m)/near.clamp(min=1e-3) + (1-k)*blur(y*m, 3*CALM)/far.clamp(min=1e-4)
     return y + torch.maximum(zone, 1 - blur(m, 1.))*(inner - y)
 
-def repelled(net, both): # FaceRes as a module; results and originals (2B, 3, 128, 128) in [0, 1]
-    "What a second recogniser still finds of the old face, beyond what strangers share"
-    import torch.nn.functional as F
-    r = F.normalize(net.raw(faceres_crops(both))[0].float().flatten(1)); k = len(r)//2
-    return F.relu((r[:k]*r[k:].detach()).sum(1) - STRANGERS).mean()
-
+# %% ../../nbs/train/05_fusion.ipynb #d7b032c1
 def losses(f, parts, b, n, rng, adversarial, amp, calm=False)->tuple: # Fuser, frozen experts and discriminators, batch, (own, teacher, other), ...; calm: other faces are judged as they will be shown -> dict of terms, result (B, 3, S, S)
     "All terms of the generator; the first n[0] + n[1] rows have a target"
     import torch

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..core import ConfigError
 from ..faces.align import invert, umeyama, warp
 from ..faces.find import wrap_degrees
-from ..faces.masks import REGIONS, fill
+from ..faces.masks import REGIONS
 from ..generate.donor import keep_parts, skirt, skirt_triangles, soft
 from ..generate.donor_mesh import eye_distance, triangle_at, warp_map
 from ..generate.fusion import SIDE as HALF, crop_matrix, keep_eyes, move_mesh
