@@ -187,7 +187,7 @@ def repelled(net, both): # FaceRes as a module; results and originals (2B, 3, 12
     return F.relu((r[:k]*r[k:].detach()).sum(1) - STRANGERS).mean()
 
 # %% ../../nbs/train/05_fusion.ipynb #fdccf2fd
-def calmed(y, zone, mask): # (B, 3, S, S), (B, 1, S, S), (B, 1, S, S)
+def calmed(y, zone, mask=None): # (B, 3, S, S), (B, 1, S, S), (B, 1, S, S) or None
     "`generate.fusion.calm`, differentiable"
     import torch
     import torch.nn.functional as F
@@ -195,6 +195,7 @@ def calmed(y, zone, mask): # (B, 3, S, S), (B, 1, S, S), (B, 1, S, S)
     y, I = y.float(), np.eye(y.shape[-1], dtype=np.float32)
     def blur(x, s=CALM):
         K = torch.as_tensor(cv2.GaussianBlur(I, (1, int(8*s + 1)|1), s), device=x.device); return K @ x @ K.T
+    if mask is None: return y + zone*(blur(y) - y)
     m = 1 - F.max_pool2d(1 - (mask > .9).float(), RIM, 1, RIM//2); near, far = blur(m), blur(m, 3*CALM); k = (near/.2).clamp(0, 1)
     inner = k*blur(y*m)/near.clamp(min=1e-3) + (1-k)*blur(y*m, 3*CALM)/far.clamp(min=1e-4)
     return y + torch.maximum(zone, 1 - blur(m, 1.))*(inner - y)
