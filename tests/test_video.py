@@ -366,6 +366,14 @@ def test_a_key_tries_other_salts_for_everybody(tracks, frames, monkeypatch, enou
     p = D.people_of(d, tracks, dict(enumerate(frames)), rng(0, True))
     assert len(made) == enough and {q.info['salt'] for q in p} == {made[-1]} and all(q.attempts == enough and not q.doubt for q in p)
 
+def test_somebody_without_a_mesh_is_no_reason_for_the_others_to_keep_a_salt(tracks, frames, monkeypatch):
+    from deidnb.generate.keyed import Keyed
+    made = []; use = Keyed.use; monkeypatch.setattr(Keyed, 'use', lambda self, key: (made.append(key.salt.hex()), use(self, key))[1])
+    look = T.Tracks.look; monkeypatch.setattr(T.Tracks, 'look', lambda self, j, i: replace(look(self, j, i), **(dict(landmarks=None) if self.who[j] else {})))
+    d = D.Deidentifier('identity_mask', gate=False, finder=FINDER, **PW); d.gate = Picky(made, lambda n: n >= 2)
+    a, b = D.people_of(d, tracks, dict(enumerate(frames)), rng(0, True))
+    assert len(made) == 2 and a.info['salt'] == made[-1] and not a.doubt and b.generator is None and 'mesh' in b.why
+
 def test_a_chosen_salt_stays(tracks, frames):
     d = D.Deidentifier('identity_mask', gate=False, finder=FINDER, salt='11'*16, **PW); d.gate = Picky([], lambda n: False)
     p = D.people_of(d, tracks, dict(enumerate(frames)), rng(0, True))

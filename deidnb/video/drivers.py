@@ -272,7 +272,7 @@ def people_of(d, T, views, noise, salts=4)->list: # views: {frame number: frame}
                        noise, *a) for n in T.people]
     g, tried = d.generator, []
     while d.gate and hasattr(d.generator, 'another') and g is not None and len(tried) < salts:
-        people = everybody(g, 1); worst = max((p.excess for p in people), default=0); tried.append((worst, len(tried), g, people))
+        people = everybody(g, 1); worst = max((p.excess for p in people if p.attempts), default=0); tried.append((worst, len(tried), g, people))
         for p in people: p.attempts = len(tried)
         if worst <= 0: return people
         g = g.another()
