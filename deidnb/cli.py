@@ -411,8 +411,8 @@ def deid_parser(sub):
     p.add_argument('--jobs', type=int, default=1, metavar='N', help='processes; threads for a video (default: %(default)s)')
     p.add_argument('--driver', choices=('per_frame', 'flow'),
                    help='videos: draw every frame, or carry keyframes along the motion (default: what the method says)')
-    p.add_argument('--watch', type=int, default=5, metavar='N',
-                   help='videos: the gate looks at every N-th frame (default: %(default)s)')
+    p.add_argument('--watch', type=int, metavar='N',
+                   help='videos: the gate looks at every N-th frame (default: 5 where keyframes are carried, else 1)')
     p.add_argument('--resume', action=argparse.BooleanOptionalAction, default=True,
                    help='skip what is done and unchanged (default: yes)')
     p.add_argument('--overwrite', action='store_true', help='replace files that stand in the way')

@@ -101,6 +101,15 @@ def test_escalation_that_ends_or_breaks():
     r = Deidentifier(Breaks(), gate=gate(*[.9]*9)).photo(FACES[0], [BOX])
     assert r.faces[0].outcome == 'fallback' and 'no more donors' in r.faces[0].why
 
+def test_the_gate_is_stricter_than_the_threshold():
+    from deidnb.identity.experts import load_expert
+    strict, g, loose = Gate(guard=0), Gate(), Gate(guard=1)
+    for n in g.thresholds:
+        assert g.wanted[n] == loose.thresholds[n] < g.thresholds[n] < strict.thresholds[n] == load_expert(n).threshold(1e-3)
+        assert np.isclose(strict.thresholds[n] - g.thresholds[n], .3*(strict.thresholds[n] - g.wanted[n]))
+    for kw in (dict(guard=-.1), dict(margin=2)):
+        with pytest.raises(ConfigError, match=next(iter(kw))): Gate(**kw)
+
 def test_a_generator_without_escalation_is_tried_once():
     g = Paint(); r = Deidentifier(g, gate=gate(.9, .1)).photo(FACES[0], [BOX])
     assert len(g.calls) == 1 and r.faces[0].outcome == 'fallback'

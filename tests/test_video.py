@@ -260,13 +260,14 @@ def test_who_is_in_doubt_is_looked_at_in_every_frame(tracks, frames):
 class Glances: # a gate with one recogniser that sees in each frame what it is told; notes what it was asked
     def __init__(self, clear): self.clear, self.asked = clear, []
     def codes(self, x, f): return {'demo': np.zeros((1, 2))}
-    def check(self, source, result, f, codes, once=False):
-        self.asked.append((len(codes['demo']), once)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=True)}, excess=-.1 if self.clear else .1)
+    def check(self, source, result, f, codes, glance=False):
+        self.asked.append((len(codes["demo"]), glance)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=True)}, excess=-.1 if self.clear else .1)
 
-@pytest.mark.parametrize('clear,i,wanted', [(True, 4, [(3, True)]), (True, 16, [(4, True)]), (False, 4, [(3, True), (4, False)]), (False, 16, [(4, True), (4, False)])])
-def test_a_glance_is_enough_if_it_is_clear(tracks, frames, clear, i, wanted):
-    # against 3 views of the person, and the face in this frame where the glance is not clear and in every fourth look
-    g = Glances(clear); p = D.Person(tracks.people[0], None, views={'demo': np.zeros((3, 2))}); w = D.Watch(SimpleNamespace(gate=g), 4, [p])
+@pytest.mark.parametrize('clear,every,i,wanted', [(True, 4, 4, [(3, True)]), (True, 4, 20, [(4, True)]), (False, 4, 4, [(3, True), (4, False)]),
+                         (False, 4, 20, [(4, True), (4, False)]), (True, 1, 19, [(3, True)]), (True, 1, 40, [(4, True)]), (True, 4, 5, [])])
+def test_a_glance_is_enough_if_it_is_clear(tracks, frames, clear, every, i, wanted):
+    # against 3 views of the person, and the face in this frame where the glance is not clear and once in 20 frames
+    g = Glances(clear); p = D.Person(tracks.people[0], None, views={'demo': np.zeros((3, 2))}); w = D.Watch(SimpleNamespace(gate=g), every, [p])
     s = [x for x in tracks.faces(8) if x.person == p.number]; w.look(i, frames[8], frames[8], s, ['']); assert g.asked == wanted
 
 def test_a_short_track_is_looked_at(tracks, frames):
@@ -355,7 +356,7 @@ class Picky: # a gate that accepts nobody but who was made with certain salts
     def __init__(self, D_, good): self.of, self.good, self.thresholds = D_, good, {}
     def describe(self): return {}
     def codes(self, x, f): return {'demo': np.zeros((1, 2))}
-    def check(self, source, result, f, codes, once=False):
+    def check(self, source, result, f, codes, glance=False):
         ok = self.good(len(self.of)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=ok)}, excess=-.1 if ok else 0.)
 
 @pytest.mark.parametrize('enough', [1, 3])
@@ -389,6 +390,27 @@ def test_an_interrupted_keyed_run_keeps_its_salt(tmp_path, frames, monkeypatch):
     with pytest.raises(KeyboardInterrupt): D.protect_video(first, clip, tmp_path/'b.mp4', progress=stop)
     r = D.protect_video(new(), clip, tmp_path/'b.mp4', progress=lambda w, i, k: n.setdefault(w, i))
     assert n['drawing'] == 7 and r['people'][0]['decided']['salt'] == first.generator.drawn['salt'] and 'salt' not in r['params']
+
+    again = D.Deidentifier('identity_mask', gate=False, finder=FINDER, password='eight words that nobody has ever used, too')
+    with pytest.raises(KeyboardInterrupt): D.protect_video(new(), clip, tmp_path/'c.mp4', progress=stop)
+    with pytest.raises(ConfigError, match='password'): D.protect_video(again, clip, tmp_path/'c.mp4')
+    assert D.protect_video(new(), clip, tmp_path/'c.mp4')['outcome'] == 'protected'
+
+class Thin: # a gate that nobody escapes but narrowly, until they have been drawn so many times
+    def __init__(self, last): self.last, self.n = last, 0
+    def codes(self, x, f): return {'demo': np.zeros((1, 2))}
+    def check(self, *a, **k):
+        self.n += 1; clear = self.n >= self.last; return D.Verdict({'demo': dict(score=0., threshold=.5, passed=True)}, excess=.01, narrow=not clear)
+
+@pytest.mark.parametrize('last,attempts', [(1, 5), (3, 5), (6, 6), (99, 6)])
+def test_a_narrow_escape_is_taken_only_in_the_end(tracks, frames, last, attempts):
+    d = D.Deidentifier('donor_swap', gate=False, seed=3, simulate=True, finder=FINDER, attempts=6); d.gate = Thin(last)
+    n = tracks.people[0]; p = D.decide(d, n, T.mean_code(tracks.codes(n)), [(frames[8], s.face) for s in tracks.faces(8) if s.person == n], rng(0, True))
+    assert (d.gate.n, p.narrow, p.why) == (attempts, last > 6, '')
+
+def test_drivers_say_how_often_the_gate_looks():
+    d = D.Deidentifier('donor_swap', finder=FINDER)
+    assert [D.settings(d, k)['watch'] for k in ('per_frame', 'flow')] == [1, 5] and D.settings(d, 'per_frame', 9)['watch'] == 9
 
 # --- the command line
 def cli(*a, **env):

@@ -165,7 +165,7 @@ def _tiles(self:FaceFinder, rgb, scale, min_score, found=(), over=96):
 
 # %% ../../nbs/faces/03_find.ipynb #d0c18af8
 @patch
-def _second_look(self:FaceFinder, rgb, face, min_score, px=56):
+def look_again(self:FaceFinder, rgb, face, min_score, px=56):
     "The same face, seen at `px` pixels in a window three faces wide, or None"
     h, w = rgb.shape[:2]; c, r = (face.box[:2]+face.box[2:])/2, 1.5*face.size
     x0, y0 = np.maximum(np.floor(c-r), 0).astype(int); x1, y1 = np.minimum(np.ceil(c+r)+1, [w, h]).astype(int)
@@ -184,7 +184,7 @@ def _search(self:FaceFinder, rgb, min_score, propose, looks=48):
     while level > 1.25*main: levels.append(level); level /= 2
     for k in levels[::-1]: found += self._tiles(rgb, k, low, [f for f in found if f.score >= min_score])
     found = nms(found); sure, weak = [f for f in found if f.score >= min_score], [f for f in found if f.score < min_score]
-    again = [self._second_look(rgb, f, min_score) for f in weak[:looks]]
+    again = [self.look_again(rgb, f, min_score) for f in weak[:looks]]
     return nms(sure + [f for f in again if f is not None])
 
 @patch
@@ -207,7 +207,7 @@ def _reorient(self:FaceFinder, rgb, face, px=80):
     x0, y0 = np.maximum(np.floor(c-r), 0).astype(int); x1, y1 = np.minimum(np.ceil(c+r)+1, [w, h]).astype(int)
     win = rgb[y0:y1, x0:x1]; best = face
     if min(win.shape[:2]) < 4: return face
-    now = self._second_look(rgb, face, .3, px); score = .015 + (now.score if now else 0)
+    now = self.look_again(rgb, face, .3, px); score = .015 + (now.score if now else 0)
     for k in (1, 2, 3):
         for f in self._pass(np.ascontiguousarray(np.rot90(win, k)), px/face.size, .6, pad=.15):
             g = transform_face(_turn_face(f, k, *win.shape[:2]), np.array([[1.,0,x0],[0,1.,y0]]))
@@ -251,7 +251,7 @@ def _thorough(self:FaceFinder, rgb, min_score):
     h, w = rgb.shape[:2]; out = []
     for f in nms(self._pass(rgb, min(2., 1.5*self.side/max(h, w)), .12))[:24]:  # weak, but a mesh fits
         if f.score < min_score:
-            g = self._second_look(rgb, f, min(.35, min_score)) or f; m = self.mesh(rgb, g)
+            g = self.look_again(rgb, f, min(.35, min_score)) or f; m = self.mesh(rgb, g)
             if m is not None: out.append(Face(m.box, m.points5, max(min_score, m.score), source='yunet+mesh'))
     for k in (1, 2, 3):
         for f in self._pass(np.ascontiguousarray(np.rot90(rgb, k)), min(1., self.side/max(h, w)), min_score):

@@ -40,7 +40,7 @@ class Keyed(FusionSwap):
         self.use(R.Key(password, raw, version or R.KEY_VERSION, warn=not back))
     def use(self, key):
         from deidnb.identity import rotation as R
-        self.key, self.drawn = key, dict(salt=key.salt.hex())
+        self.key, self.drawn = key, {} if self.chosen else dict(salt=key.salt.hex())
         self.transform = dict(faces=R.FaceIsometry, isometry=R.KeyedIsometry, plane=R.PlaneRotation,
                               book=R.BookRotation)[self.rotation](key, level=self.level,
                                                                   reversible=self.rotation in ('faces', 'isometry'))
@@ -48,6 +48,10 @@ class Keyed(FusionSwap):
         "The same password under another salt, so another identity; None if the salt was chosen"
         if self.chosen or self.back: return None
         g = copy.copy(self); g.use(self.key.resalted()); return g
+    def proof(self, salt)->str: # hex digits, as costly to guess the password from as the key
+        "Tells whether two runs have the same password"
+        key = self.key if salt == self.key.salt.hex() else self.key.resalted(bytes.fromhex(salt))
+        return key.secret('same password', 16).hex()
     @property
     def guarantee(self): return self.transform.guarantee
     def escalate(self, level:int):

@@ -95,9 +95,9 @@ class Key:
         "A key without a password, at once; for simulations"
         self = object.__new__(cls); self.salt, self.version, self.seconds, self._password = bytes(SALT_BYTES), 0, 0., None
         self._secret = hashlib.sha256(f'deidnb simulated key {int(seed)}'.encode()).digest(); return self
-    def resalted(self): # the same password under a salt drawn anew: another key
+    def resalted(self, salt=None): # the same password under another salt, drawn anew if none is given: another key
         if self._password is None: raise ConfigError('has no password', 'this key', 'Draw another with Key.draw.')
-        return Key(self._password, version=self.version, warn=False)
+        return Key(self._password, salt, self.version, warn=False)
     def secret(self, label:str, length=32, salt=None)->bytes: # secret bytes for one purpose
         return hkdf(self._secret, label, length, salt)
     def stream(self, label:str)->KeyStream: return KeyStream(self.secret(label))

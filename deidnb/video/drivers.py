@@ -32,6 +32,7 @@ class Person:
     attempts: int = 0
     excess: float = np.inf          # how far the worst score lies above what the gate wants; inf: not cleared
     why: str = ''
+    narrow: bool = False            # they hardly escape the gate in some view
     doubt: bool = False             # the gate knew them in some view: it looks at every frame of theirs
     views: dict = field(default_factory=dict)   # recogniser of the gate -> codes (k, d) of their best views
 
@@ -76,9 +77,9 @@ def decide(d:Deidentifier, number, code, views, noise, generator=None, attempts=
         except (ValueError, InputError) as e: last = last or replace(p, generator=None, why=str(e)); continue
         p.info = dict((p.decision or {}).get('info') or {}, escalation=level)
         worst = verified(d.gate, p, views, own, noise); p.excess = np.inf if p.why else worst
-        if not p.why and (passed is None or worst < passed[0]): passed = (worst, p)
+        if not p.why and (passed is None or (p.narrow, worst) < passed[0]): passed = ((p.narrow, worst), p)
         if p.generator is not None or last is None: last = p
-        if not p.why and (worst <= 0 or k >= 2): break
+        if not p.why and (worst <= 0 or k >= 4 and not p.narrow): break
     p = passed[1] if passed else last
     p.views = {n: np.concatenate([o[n] for o in own]) for n in own[0]} if d.gate else {}; return p
 
@@ -89,7 +90,7 @@ def verified(gate, p:Person, views, own, noise)->float: # codes of each view's f
         y, _, p.why = drawn(p, x, f, noise)
         if p.why: p.generator = None
         if p.why or not gate: break
-        v = gate.check(x, y, f, o); worst = max(worst, v.excess); p.why, p.doubt = '' if v.passed else v.why, not v.passed
+        v = gate.check(x, y, f, o); worst = max(worst, v.excess); p.why, p.doubt = '' if v.passed else v.why, not v.passed; p.narrow |= v.narrow
         for n, s in v.scores.items():
             if n not in p.scores or s['score'] is None or s['score'] > p.scores[n]['score']: p.scores[n] = s
         if p.why: break
@@ -98,7 +99,7 @@ def verified(gate, p:Person, views, own, noise)->float: # codes of each view's f
 # %% ../../nbs/video/02_drivers.ipynb #f7ef6e34
 class PerFrame:
     "Draw every frame anew; frames do not depend on each other"
-    name, ordered = 'per_frame', False
+    name, ordered, watch = 'per_frame', False, 1   # watch: the gate looks at every so many frames
     def __init__(self, people, noise, batch=None, **kw): # frames that are drawn together; None: 4 where a generator can
         self.people, self.noise = {p.number: p for p in people}, noise
         self.batch = batch or (4 if any(hasattr(p.generator, 'draw_all') for p in people) else 1)
@@ -126,7 +127,7 @@ class Carried:
 
 class Flow:
     "Keyframes, carried along the motion of the input"
-    name, ordered, batch = 'flow', True, 1
+    name, ordered, batch, watch = 'flow', True, 1, 5
     def __init__(self, people, noise, mode='rlt', bound=9., fade=4, model='', finder=None, **kw): # see `MotionFlow`; frames of transition; '': optical flow, 'learned': the motion model that ships, or the file of another; finder of the new face's mesh
         from deidnb.gate import shared_finder
         if model: from deidnb.video.fomm import LearnedMotion
@@ -194,15 +195,15 @@ class Watch:
         both = lambda: {n: np.concatenate([c, views[n]]) if n in views else c for n, c in self.gate.codes(frame, s.face).items()}
         codes = views if glance and views else both()
         if views:
-            v = self.gate.check(frame, out, s.face, codes, once=True)
+            v = self.gate.check(frame, out, s.face, codes, glance=True)
             if v.passed and v.excess <= 0: return v
         return self.gate.check(frame, out, s.face, both() if codes is views else codes)
     def look(self, i, frame, out, seen, whys)->dict: # of the frame's number -> {index of `seen`: `Verdict`}
         "Needs nothing but the frame"
         if self.gate is None: return {}
         due = lambda s: self.every and i % self.every == 0 or s.person in self.people and self.people[s.person].doubt
-        # every fourth look is a whole one, whatever a glance says
-        return {k: self.verdict(frame, out, s, i % (4*self.every or 1) > 0) for k, s in enumerate(seen) if not whys[k] and due(s)}
+        # one look in 20 frames is a whole one, whatever a glance says
+        return {k: self.verdict(frame, out, s, i % 20 >= self.every) for k, s in enumerate(seen) if not whys[k] and due(s)}
     def __call__(self, stream): # (number, time, frame, out, seen, whys, what `look` gave), in order -> (number, time, out, seen, whys)
         held = []
         for item in stream:
@@ -243,8 +244,9 @@ def keep_people(path, people):
     from deidnb.core import atomic_path
     arrays, words = {}, []
     for p in people:
-        words.append({k: getattr(p, k) for k in ('number', 'info', 'scores', 'attempts', 'why', 'doubt')}
-                     | dict(rung=p.info.get('escalation', 0) if p.generator is not None else None, names=None
+        words.append({k: getattr(p, k) for k in ('number', 'info', 'scores', 'attempts', 'why', 'narrow', 'doubt')}
+                     | dict(proof=p.generator.proof(p.info['salt']) if 'salt' in p.info and hasattr(p.generator, 'proof') else None,
+                            rung=p.info.get('escalation', 0) if p.generator is not None else None, names=None
                             if p.decision is None else list(p.decision),
                             plain={k: v for k, v in (p.decision or {}).items() if not isinstance(v, np.ndarray)}))
         arrays |= {f'{p.number}.code': p.code} | {f'{p.number}.view.{k}': v for k, v in p.views.items()}
@@ -253,15 +255,19 @@ def keep_people(path, people):
         np.savez(f, words=np.frombuffer(json.dumps(words, default=plain).encode(), np.uint8), **arrays)
 
 def kept_people(path, d)->list|None:
-    "The same `Person`s again"
+    "The same `Person`s again; `ConfigError` if a key is not the one they were decided with"
     if not Path(path).is_file(): return None
     with np.load(path) as z: a = {k: z[k] for k in z.files}
     out, rungs = [], dict(ladder(d.generator, d.attempts))
-    for w in json.loads(a['words'].tobytes()):
+    words = json.loads(a['words'].tobytes()); proofs = {w['info']['salt']: w['proof'] for w in words if w['proof']}
+    if any(d.generator.proof(salt) != p for salt, p in proofs.items()):
+        raise ConfigError('is not the one this video was begun with', 'password',
+                          f'Give the same one, or remove the folder {Path(path).parent} to begin anew.')
+    for w in words:
         n = w['number']
         out.append(Person(n, a[f'{n}.code'], None if w['rung'] is None else rungs[w['rung']], None if w['names'] is None
                           else {k: w['plain'][k] if k in w['plain'] else a[f'{n}.{k}'] for k in w['names']}, w['info'],
-                          w['scores'], w['attempts'], w['why'], w['doubt'],
+                          w['scores'], w['attempts'], w['why'], w['narrow'], w['doubt'],
                           {k.split('.', 2)[2]: v for k, v in a.items() if k.startswith(f'{n}.view.')}))
     return out
 
@@ -306,29 +312,29 @@ def in_stages(d, T, drive, guard, frames, threads=2): # (number, time, picture)s
 def driver_of(d, driver=None)->str:
     "The one that was asked for, or what the method's row says"
     from deidnb.methods import METHODS
-    return driver or (METHODS[d.method].driver if d.method in METHODS else 'per_frame')
+    driver = driver or (METHODS[d.method].driver if d.method in METHODS else 'per_frame')
+    if driver not in DRIVERS: raise ConfigError(f'there is no driver {driver!r}', 'driver', f"Use {', '.join(DRIVERS)}.")
+    return driver
 
-def settings(d, driver=None, watch=5, margin=5, options={})->dict:
+def settings(d, driver=None, watch=None, margin=5, options={})->dict:
     "What a video depends on beside its source: an interrupted run goes on, and a finished one is left alone, only under the same"
-    given = {k: v for k, v in d.config['params'].items() if k not in getattr(d.generator, 'drawn', {}) or getattr(d.generator, 'chosen', True)}
-    return dict({k: v for k, v in d.config.items() if k != 'version'}, params=given, driver=driver_of(d, driver),
-                watch=watch, margin=margin, options=options)
+    given = {k: v for k, v in d.config['params'].items() if k not in getattr(d.generator, 'drawn', {})}; driver = driver_of(d, driver)
+    return dict({k: v for k, v in d.config.items() if k != 'version'}, params=given, driver=driver,
+                watch=DRIVERS[driver].watch if watch is None else watch, margin=margin, options=options)
 
 def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov, .mkv)
                   driver=None,         # 'per_frame', 'flow'; None: what the method's row says
-                  watch=5,             # the gate looks at every so many frames; 0: only at those it decided by
+                  watch=None,          # the gate looks at every so many frames; 0: only at those it decided by; None: what the driver says
                   threads=2, overwrite=False, sound=True, crf=17, margin=5, damaged=False,
                   progress=None,       # called with a word, a number and the whole number
                   **options)->dict: # of the driver -> receipt
     "Nothing is written unless every found face was changed or covered"
     from deidnb.faces.video import probe, read_video
     from deidnb.faces.video_write import VideoWriter
-    driver = driver_of(d, driver)
-    if driver not in DRIVERS: raise ConfigError(f'there is no driver {driver!r}', 'driver', f"Use {', '.join(DRIVERS)}.")
     if d.needs_set:
         raise ConfigError(f'{d.method} averages several people and cannot work on a video', '--method', 'Choose another method.')
     info, began = probe(src, damaged=damaged), time.perf_counter(); say = progress or (lambda *a: None)
-    known = settings(d, driver, watch, margin, options)
+    known = settings(d, driver, watch, margin, options); driver = known['driver']
     noise = rng(d.seed, d.simulate)
     with VideoWriter(dst, info, known, crf=crf, sound=sound, overwrite=overwrite, damaged=damaged) as w:
         T = track((x for *_, x in read_video(info, damaged=damaged)), w.work/'found', d.finder, threads,
@@ -343,7 +349,7 @@ def protect_video(d:Deidentifier, src, dst, # source and destination (.mp4, .mov
             views = {i: x for i, _, x in read_video(info, stop=max(need)+1, damaged=True, want=need)} if need else {}
             people = people_of(d, T, views, noise); keep_people(w.work/'people.npz', people)
         decided = time.perf_counter()
-        drive, guard = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, watch, people)
+        drive, guard = DRIVERS[driver](people, noise, finder=d.finder, **options), Watch(d, known['watch'], people)
         tally = Tally(people, w.state); w.state = tally.state
         stream = in_stages(d, T, drive, guard, read_video(info, w.start, after=w.after, damaged=damaged), threads)
         for i, t, out, seen, whys in guard(stream):
