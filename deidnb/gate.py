@@ -67,17 +67,21 @@ class Gate:
         result, # uint8 RGB of the same size
         face:Face, # in the source
         codes:dict|None=None, # what `codes(source, face)` gave
+        memo:dict|None=None, # keeps what a glance encoded, for another glance at the same result
         glance:bool=False, # ask about one place only: where a detector that looks just there finds the face, or else where it was
     )->Verdict:
-        codes, out = codes or self.codes(source, face), {}
+        codes, out, memo = codes or self.codes(source, face), {}, {} if memo is None else memo
         def ask(faces):
             for n,e in self.experts.items():
-                s = judge(n, e.score(np.repeat(codes[n], len(faces), 0), e.encode([result]*len(faces), faces)), self.thresholds[n])
+                new = e.encode([result]*len(faces), faces) if n not in memo else memo[n]
+                if glance: memo[n] = new
+                s = judge(n, e.score(np.repeat(codes[n], len(faces), 0), new), self.thresholds[n])
                 if n not in out or not s['passed'] or s['score'] > out[n]['score']: out[n] = s   # the worst counts
                 if not s['passed']: return False                                               # one is enough
             return True
         if not glance and not ask([face]): return Verdict(out)
-        again = find_again(self.finder or shared_finder(), result, face, glance) if self.refind else None
+        again = memo['again'] if 'again' in memo else find_again(self.finder or shared_finder(), result, face, glance) if self.refind else None
+        if glance: memo['again'] = again
         if glance or again is not None: ask([again or face])
         excess = max((s['score'] - self.wanted[n] for n,s in out.items() if s['passed']), default=0.)
         narrow = any(s['passed'] and s['score'] > self.thresholds[n] - self.margin*(self.thresholds[n] - self.wanted[n]) for n,s in out.items())

@@ -7,7 +7,7 @@ import cv2, numpy as np, pytest
 from deidnb.assets import example_faces
 from deidnb.core import ConfigError, Face, InputError, OutputError, rng
 from deidnb.faces.align import umeyama
-from deidnb.faces.find import FaceFinder
+from deidnb.faces.find import BLENDSHAPES, FaceFinder
 from deidnb.faces.masks import REGIONS, fill
 from deidnb.video import drivers as D, flow as F, track as T
 from deidnb.video.rendered import write_clip
@@ -260,15 +260,24 @@ def test_who_is_in_doubt_is_looked_at_in_every_frame(tracks, frames):
 class Glances: # a gate with one recogniser that sees in each frame what it is told; notes what it was asked
     def __init__(self, clear): self.clear, self.asked = clear, []
     def codes(self, x, f): return {'demo': np.zeros((1, 2))}
-    def check(self, source, result, f, codes, glance=False):
-        self.asked.append((len(codes["demo"]), glance)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=True)}, excess=-.1 if self.clear else .1)
+    def check(self, source, result, f, codes, memo=None, glance=False):
+        self.asked.append((len(codes["demo"]), glance)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=True)}, excess=-.1 if self.clear is True else .1, narrow=self.clear is None)
 
-@pytest.mark.parametrize('clear,every,i,wanted', [(True, 4, 4, [(3, True)]), (True, 4, 20, [(4, True)]), (False, 4, 4, [(3, True), (4, False)]),
-                         (False, 4, 20, [(4, True), (4, False)]), (True, 1, 19, [(3, True)]), (True, 1, 40, [(4, True)]), (True, 4, 5, [])])
-def test_a_glance_is_enough_if_it_is_clear(tracks, frames, clear, every, i, wanted):
-    # against 3 views of the person, and the face in this frame where the glance is not clear and once in 20 frames
-    g = Glances(clear); p = D.Person(tracks.people[0], None, views={'demo': np.zeros((3, 2))}); w = D.Watch(SimpleNamespace(gate=g), every, [p])
-    s = [x for x in tracks.faces(8) if x.person == p.number]; w.look(i, frames[8], frames[8], s, ['']); assert g.asked == wanted
+@pytest.mark.parametrize('clear,usual,every,i,wanted', [(True, True, 4, 4, [(3, True)]), (True, True, 4, 20, [(4, True)]), (False, True, 4, 4, [(3, True), (4, True)]),
+                         (False, True, 4, 20, [(4, True)]), (None, True, 4, 4, [(3, True), (4, True), (4, False)]), (True, True, 1, 19, [(3, True)]),
+                         (True, True, 1, 40, [(4, True)]), (True, True, 4, 5, []), (True, True, 4, 6, []), (True, False, 4, 6, [(4, True)]), (True, False, 4, 5, [])])
+def test_a_glance_is_enough_if_it_is_clear(tracks, frames, clear, usual, every, i, wanted):
+    # against 3 views of the person; also the face in this frame where that is not clear, where they never looked like this, and once in 20 frames
+    g = Glances(clear); s = [x for x in tracks.faces(8) if x.person == tracks.people[0]]
+    p = D.Person(tracks.people[0], None, views={'demo': np.zeros((3, 2))}, stances=D.stance(s[0].face)[None] + (0 if usual else 2)); w = D.Watch(SimpleNamespace(gate=g), every, [p])
+    w.look(i, frames[8], frames[8], s, [""]); assert g.asked == wanted
+
+def test_a_stance_is_unusual_in_a_blink_and_a_turn(tracks):
+    s = tracks.faces(8)[0]; f = s.face; p = D.Person(s.person, None, stances=D.stance(f)[None])
+    blink = f.blendshapes.copy(); blink[BLENDSHAPES.index('eyeBlinkLeft')] += .4
+    turned, faint = (replace(f, pose=f.pose + np.float32([d, 0, 0])) for d in (13, 11))
+    assert D.usual(p, f) and D.usual(p, faint) and D.usual(p, turned) is False and D.usual(p, replace(f, blendshapes=blink)) is False
+    assert D.usual(p, replace(f, pose=None)) is False and D.usual(None, f) is None and D.usual(replace(p, stances=None), f) is None
 
 def test_a_short_track_is_looked_at(tracks, frames):
     d = SimpleNamespace(gate=Knows()); w = D.Watch(d, 5); got = guarded(w, frames[1:4], frames, tracks, 1) # no multiple of 5
@@ -356,7 +365,7 @@ class Picky: # a gate that accepts nobody but who was made with certain salts
     def __init__(self, D_, good): self.of, self.good, self.thresholds = D_, good, {}
     def describe(self): return {}
     def codes(self, x, f): return {'demo': np.zeros((1, 2))}
-    def check(self, source, result, f, codes, glance=False):
+    def check(self, source, result, f, codes, *a, glance=False):
         ok = self.good(len(self.of)); return D.Verdict({'demo': dict(score=0., threshold=.5, passed=ok)}, excess=-.1 if ok else 0.)
 
 @pytest.mark.parametrize('enough', [1, 3])
