@@ -289,7 +289,11 @@ def test_no_gate_no_looks(tracks, frames):
 
 def test_decisions_survive_a_crash(tmp_path, swap, tracks, frames):
     p = decided(swap, tracks, frames, rng(0, True)); D.keep_people(tmp_path/'p.npz', p)
+    p[0].views, p[1].doubt, p[1].why = {'sface': np.ones((3, 2))}, True, 'still recognised'; D.keep_people(tmp_path/'p.npz', p)
     q = D.kept_people(tmp_path/'p.npz', swap)
+    for a, b in zip(p, q, strict=True):
+        assert (a.number, a.scores, a.attempts, a.why, a.doubt, a.views.keys()) == (b.number, b.scores, b.attempts, b.why, b.doubt, b.views.keys())
+        assert np.array_equal(a.stances, b.stances) and a.stances is not None and all(np.array_equal(v, b.views[k]) for k, v in a.views.items())
     assert np.array_equal(D.PerFrame(p, None)(2, frames[2], tracks.faces(2))[0], D.PerFrame(q, None)(2, frames[2],
             tracks.faces(2))[0]) and D.kept_people(tmp_path/'none.npz', swap) is None
 

@@ -261,7 +261,7 @@ def keep_people(path, people):
     from deidnb.core import atomic_path
     arrays, words = {}, []
     for p in people:
-        words.append({k: getattr(p, k) for k in ('number', 'info', 'scores', 'attempts', 'why', 'narrow', 'doubt')}
+        words.append({k: getattr(p, k) for k in ('number', 'info', 'scores', 'attempts', 'why', 'doubt')}
                      | dict(proof=p.generator.proof(p.info['salt']) if 'salt' in p.info and hasattr(p.generator, 'proof') else None,
                             rung=p.info.get('escalation', 0) if p.generator is not None else None, names=None
                             if p.decision is None else list(p.decision),
@@ -284,8 +284,8 @@ def kept_people(path, d)->list|None:
         n = w['number']
         out.append(Person(n, a[f'{n}.code'], None if w['rung'] is None else rungs[w['rung']], None if w['names'] is None
                           else {k: w['plain'][k] if k in w['plain'] else a[f'{n}.{k}'] for k in w['names']}, w['info'],
-                          w['scores'], w['attempts'], w['why'], w['narrow'], w['doubt'],
-                          {k.split('.', 2)[2]: v for k, v in a.items() if k.startswith(f'{n}.view.')}, a.get(f'{n}.stances')))
+                          w['scores'], w['attempts'], why=w['why'], doubt=w['doubt'], stances=a.get(f'{n}.stances'),
+                          views={k.split('.', 2)[2]: v for k, v in a.items() if k.startswith(f'{n}.view.')}))
     return out
 
 def people_of(d, T, views, noise, salts=4)->list: # views: {frame number: frame} of `T.best`; how many salts a key may try
