@@ -554,11 +554,10 @@ def test_kill_9_and_go_on(tmp_path):
     r = subprocess.run([sys.executable, '-c', SLOW, str(p), str(dst), '-1'], capture_output=True, text=True, env=env)
     assert r.returncode == 0, r.stderr
     assert r.stdout.split('\n')[0] == "from 24 {'last': 23}" and not work.exists()
-    o = probe(dst)
-    assert seconds(o) == seconds(probe(p)) and packets(p, 'audio') == packets(dst, 'audio') and close(pictures(o)[30],
-        255-pictures(p)[30]) < 6
-    rewrite_video(p, tmp_path/'once.mp4', lambda x: 255-x, settings=dict(method='negative'), piece=8)
-    assert sha256(tmp_path/'once.mp4') == sha256(dst)
+    o = probe(dst); src = [255-x for x in pictures(p)]; d = np.array([[close(a, b) for b in src] for a in pictures(o)])
+    assert seconds(o) == seconds(probe(p)) and packets(p, 'audio') == packets(dst, 'audio')
+    # none lost, repeated or moved; not compared to the bit: libx264's macroblock tree is not the same in every run
+    assert d.shape == (40, 40) and d.argmin(1).tolist() == list(range(40)) and d.diagonal().max() < 6
 
 def half(dst, info, n=20, **kw):
     with pytest.raises(KeyboardInterrupt):
