@@ -279,6 +279,20 @@ def test_a_stance_is_unusual_in_a_blink_and_a_turn(tracks):
     assert D.usual(p, f) and D.usual(p, faint) and D.usual(p, turned) is False and D.usual(p, replace(f, blendshapes=blink)) is False
     assert D.usual(p, replace(f, pose=None)) is False and D.usual(None, f) is None and D.usual(replace(p, stances=None), f) is None
 
+class Says: # a gate whose verdicts are given: f recognised, n hardly not, e neither that nor clear, c clear
+    def __init__(self, frames, says): self.says = {id(x): v for x, v in zip(frames, says)}
+    def codes(self, x, f): return {}
+    def check(self, source, result, f, codes):
+        v = self.says[id(source)]
+        return D.Verdict({'demo': dict(score=.3, threshold=.5, passed=v != 'f')}, excess=-.1 if v == 'c' else .1, narrow=v == 'n')
+
+@pytest.mark.parametrize('every,says,doubt,covered', [(1, 'ccfecc', False, {2, 3}), (1, 'ccfccc', False, {2}), (1, 'eneeee', False, set()), (1, 'eecnc', True, {0, 1, 3}),
+                         (5, 'ffffef', False, set(range(6))), (5, 'ffcffffffce', False, {0, 1, 3, 4, 5, 6, 7, 8, 10}), (5, 'efeeen', False, {1, 5}), (5, 'cccccc', True, set())])
+def test_where_most_is_recognised_only_what_is_clear_is_shown(tracks, frames, every, says, doubt, covered):
+    s = [x for x in tracks.faces(8) if x.person == tracks.people[0]]; w = D.Watch(SimpleNamespace(gate=Says(frames, says)), every, [D.Person(s[0].person, None, doubt=doubt)])
+    got = list(w((i, None, x, x, s, [''], w.look(i, x, x, s, [''])) for i, x in enumerate(frames[:len(says)])))
+    assert {i for i, (*_, whys) in enumerate(got) if whys[0]} == covered
+
 def test_a_short_track_is_looked_at(tracks, frames):
     d = SimpleNamespace(gate=Knows()); w = D.Watch(d, 5); got = guarded(w, frames[1:4], frames, tracks, 1) # no multiple of 5
     assert all(all(whys) for _, whys in got)

@@ -212,7 +212,7 @@ def seen_by(gate, p:Person|None, frame, out, face, glance=False)->Verdict: # sou
 class Watch:
     "Covers who is still recognised"
     def __init__(self, d, every=5, people=()): # frames between two looks, 0: never; those in doubt are looked at in every frame
-        self.gate, self.every, self.people, self.alarm = d.gate, every, {p.number: p for p in people}, {}
+        self.gate, self.every, self.people, self.last = d.gate, every, {p.number: p for p in people}, {}
     def verdict(self, frame, out, s, glance=False)->Verdict: return seen_by(self.gate, self.people.get(s.person), frame, out, s.face, glance)
     def look(self, i, frame, out, seen, whys)->dict: # of the frame's number -> {index of `seen`: `Verdict`}
         "Needs nothing but the frame"
@@ -236,12 +236,16 @@ class Watch:
                 if k not in found: found[k] = self.verdict(frame, out, seen[k])
                 return found[k]
             known = [held[n][-1][k] for n, k in at if k in held[n][-1]] or [ask(*at[-1])]
-            if self.alarm.get(track) or any(close(v) for v in known): known = [ask(n, k) for n, k in at]
-            self.alarm[track] = close(known[-1])
-            # else those that hardly escape are covered, too: encoding moves scores a little
-            if all(v.passed for v in known):
-                continue
-            hide |= {(n, k): held[n][-1][k].why for n, k in at if k in held[n][-1] and close(held[n][-1][k])}
+            last = self.last.get(track)
+            if last and close(last) or any(close(v) for v in known): known = [ask(n, k) for n, k in at]
+            self.last[track] = known[-1]; p = self.people.get(held[at[0][0]][4][at[0][1]].person)
+            around = known + ([last] if last else []); bad = sum(not v.passed for v in around)
+            # one picture of a face that is recognised in most others only happens to score less
+            strict = p is not None and p.doubt or bad > 0 and 2*bad >= len(around)
+            if all(v.passed for v in known) and not strict: continue
+            # where somebody is recognised, those that hardly escape are covered, too: encoding moves scores a little
+            hide |= {(n, k): held[n][-1][k].why or 'recognised in most frames around' for n, k in at if k in held[n][-1]
+                     and (close(held[n][-1][k]) or strict and held[n][-1][k].excess > 0)}
         for n, (i, t, _, out, seen, whys, found) in enumerate(held):
             hide |= {(n, k): v.why for k, v in found.items() if not v.passed}
             for k, why in ((k, hide[n, k]) for k in range(len(seen)) if (n, k) in hide):
