@@ -142,7 +142,7 @@ def unit_code(z)->np.ndarray: # (128,) of any length but 0 -> (128,) float32 uni
     return (x[0]/np.linalg.norm(x)).astype(np.float32)
 
 def corrected(ask, z, result, points5, by=.35)->np.ndarray: # what was asked for, what is wanted (128,), what came (128, 128, 3) in [0, 1], its five points
-    "Ask for more of what is missing; more than half of it serves SFace alone (see the notebook)"
+    "Ask for a share of what is missing on top; a larger one pleases SFace alone (see the notebook)"
     from deidnb.identity.experts import load_expert
     new = ask + by*(z - load_expert('sface').encode([np.rint(255*np.clip(result, 0, 1)).astype(np.uint8)], [points5])[0])
     return (new/np.linalg.norm(new)).astype(np.float32)

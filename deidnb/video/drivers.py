@@ -214,11 +214,13 @@ class Watch:
     def __init__(self, d, every=5, people=()): # frames between two looks, 0: never; those in doubt are looked at in every frame
         self.gate, self.every, self.people, self.last = d.gate, every, {p.number: p for p in people}, {}
     def verdict(self, frame, out, s, glance=False)->Verdict: return seen_by(self.gate, self.people.get(s.person), frame, out, s.face, glance)
+    def doubt(self, s)->bool: # as of `Person`
+        p = self.people.get(s.person); return p is not None and p.doubt
     def look(self, i, frame, out, seen, whys)->dict: # of the frame's number -> {index of `seen`: `Verdict`}
         "Needs nothing but the frame"
         if self.gate is None: return {}
         due = lambda s: (self.every and (i % self.every == 0 or i % 2 == 0 and usual(self.people.get(s.person), s.face) is False)
-                         or s.person in self.people and self.people[s.person].doubt)
+                         or self.doubt(s))
         # one look in 20 frames asks about this very frame, however usual it is
         return {k: self.verdict(frame, out, s, i % 20 >= self.every) for k, s in enumerate(seen) if not whys[k] and due(s)}
     def __call__(self, stream): # (number, time, frame, out, seen, whys, what `look` gave), in order -> (number, time, out, seen, whys)
@@ -236,16 +238,15 @@ class Watch:
                 if k not in found: found[k] = self.verdict(frame, out, seen[k])
                 return found[k]
             known = [held[n][-1][k] for n, k in at if k in held[n][-1]] or [ask(*at[-1])]
-            last = self.last.get(track)
-            if last and close(last) or any(close(v) for v in known): known = [ask(n, k) for n, k in at]
-            self.last[track] = known[-1]; p = self.people.get(held[at[0][0]][4][at[0][1]].person)
-            around = known + ([last] if last else []); bad = sum(not v.passed for v in around)
+            before = [self.last[track]] if track in self.last else []
+            if any(close(v) for v in before + known): known = [ask(n, k) for n, k in at]
+            self.last[track] = known[-1]; bad = [not v.passed for v in before + known]
             # one picture of a face that is recognised in most others only happens to score less
-            strict = p is not None and p.doubt or bad > 0 and 2*bad >= len(around)
+            strict = 2*sum(bad) >= len(bad) or any(self.doubt(held[n][4][k]) for n, k in at)
             if all(v.passed for v in known) and not strict: continue
             # where somebody is recognised, those that hardly escape are covered, too: encoding moves scores a little
-            hide |= {(n, k): held[n][-1][k].why or 'recognised in most frames around' for n, k in at if k in held[n][-1]
-                     and (close(held[n][-1][k]) or strict and held[n][-1][k].excess > 0)}
+            for (n, k), v in (((n, k), held[n][-1][k]) for n, k in at if k in held[n][-1]):
+                if close(v) or strict and v.excess > 0: hide[n, k] = v.why or 'recognised in most frames around'
         for n, (i, t, _, out, seen, whys, found) in enumerate(held):
             hide |= {(n, k): v.why for k, v in found.items() if not v.passed}
             for k, why in ((k, hide[n, k]) for k in range(len(seen)) if (n, k) in hide):
